@@ -1,0 +1,1 @@
+"""Fills lesions in brain MRI with plausible healthy tissue."""

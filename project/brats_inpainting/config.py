@@ -1,0 +1,66 @@
+"""Every setting of the software as a frozen, validated model: network, diffusion, sampling, training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UNetConfig(Settings):
+    """Shape of the guided-diffusion U-Net; the defaults are the paper's 113,672,066-parameter network (§3.2).
+
+    Level ``i`` of the network is ``width * multipliers[i]`` channels wide and works at 1 / 2**i of the resolution;
+    ``blocks`` residual blocks per level; self-attention with ``heads`` heads at the downsampling factors ``attention_at``.
+    """
+
+    width: PositiveInt = Field(default=128, multiple_of=32)
+    multipliers: tuple[PositiveInt, ...] = Field(default=(1, 1, 2, 2, 4, 4), min_length=1)
+    blocks: PositiveInt = 2
+    attention_at: tuple[PositiveInt, ...] = (16,)
+    heads: PositiveInt = 1
+    in_channels: PositiveInt = 3
+    out_channels: Literal[1, 2] = 2
+
+    @property
+    def stride(self) -> int:
+        """Height and width of every input must be multiples of this."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class DiffusionConfig(Settings):
+    """What the network's numbers mean; stored with the weights. The defaults are the paper's (§2.1, §3.2).
+
+    ``prediction`` is what output channel 0 estimates: the noise, the velocity or the clean image. Images scaled to
+    [0, 1] are mapped to ``image_range`` before the network sees them, and x̂_0 is clamped to ``clamp`` in that range.
+    ``window`` is the side in pixels of the slices, or of the windows around the mask, that training used.
+    """
+
+    steps: PositiveInt = 1000
+    prediction: Literal["eps", "v", "x0"] = "eps"
+    image_range: tuple[float, float] = (0.0, 1.0)
+    clamp: tuple[float, float] = (-1.0, 1.0)
+    window: PositiveInt = Field(default=224, multiple_of=16)
+
+
+class TrainConfig(Settings):
+    """A training recipe."""
+
+    unet: UNetConfig = UNetConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    max_steps: PositiveInt = 2_850_000
+    batch_size: PositiveInt = 8
+    lr: float = Field(default=1e-4, gt=0)
+    warmup: PositiveInt = 1
+    decay: PositiveInt = 1
+    ema: float = Field(default=0.9999, ge=0, lt=1)
+    weight_outside: float = Field(default=1.0, ge=0)
+    bf16: bool = False
+    seed: int = 0
+    save_every: PositiveInt = 1000

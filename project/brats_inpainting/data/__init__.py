@@ -1,0 +1,1 @@
+"""Cases, volumes, slices, masks: everything that knows about files and anatomy."""

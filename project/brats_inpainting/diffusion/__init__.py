@@ -1,0 +1,1 @@
+"""Network, process, samplers, noise, weights: everything that knows about diffusion."""

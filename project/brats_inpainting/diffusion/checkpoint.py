@@ -1,0 +1,184 @@
+"""The weights on disk: guided-diffusion's ``.pt`` files and our ``.safetensors``. Tensors only, nothing is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from brats_inpainting.config import DiffusionConfig, UNetConfig
+from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.errors import CheckpointError
+
+METADATA = "brats_inpainting"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network in evaluation mode, what its numbers mean, and where it came from.
+
+    ``ema`` is whether the weights are a moving average: from the metadata, or told by the file's name.
+    """
+
+    network: UNet
+    diffusion: DiffusionConfig
+    path: Path
+    sha256: str
+    ema: bool
+    notes: dict[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Name the file, the kind, the size and the hash in one line."""
+        kind = "moving average (EMA)" if self.ema else "raw weights, no moving average by their name"
+        parameters = sum(p.numel() for p in self.network.parameters())
+        return f"{self.path.name}: {kind}, {parameters:,} parameters, SHA-256 {self.sha256[:12]}"
+
+
+def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: DiffusionConfig | None = None) -> Weights:
+    """Read a weights file.
+
+    Args:
+        path: our ``.safetensors``, or guided-diffusion's ``.pt`` (a bare state dict, ``module.`` prefixes allowed).
+        unet: the architecture, if it is known from a parameters file; else it is stored, or told by the shapes.
+        diffusion: likewise what the numbers mean; else it is stored, or the paper's.
+
+    Returns:
+        The network in float32 on the CPU, with everything known about it.
+
+    Raises:
+        CheckpointError: saying whether the file is missing, truncated, an optimiser's, no weights file, or of another
+            architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file\n  Give the path of a .safetensors or .pt file.")
+    if path.suffix == ".safetensors":
+        state, stored = _read_safetensors(path)
+    else:
+        state, stored = _read_pickle(path), {}
+    try:
+        unet = unet or (UNetConfig.model_validate(stored["unet"]) if "unet" in stored else _architecture(state))
+        diffusion = diffusion or DiffusionConfig.model_validate(stored.get("diffusion", {}))
+    except (ValidationError, KeyError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{path}: the tensors in it are not those of a guided-diffusion U-Net\n"
+            f"  {len(state)} tensors, beginning with {', '.join(list(state)[:3])}.\n"
+            "  Give a file of a 2D slice-wise inpainting network (model*.pt, ema*.pt, savedmodel*.pt or .safetensors)."
+        ) from error
+    network = UNet(unet).eval().requires_grad_(requires_grad=False)
+    _fill(network, state, path)
+    ema = bool(stored.get("ema", "ema" in path.name.lower()))
+    notes = stored.get("notes", {})
+    return Weights(network, diffusion, path, sha256(path), ema, notes if isinstance(notes, dict) else {})
+
+
+def save(
+    path: Path | str,
+    state: Mapping[str, Tensor],
+    *,
+    unet: UNetConfig,
+    diffusion: DiffusionConfig,
+    ema: bool,
+    notes: Mapping[str, object],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a state dict as ``.safetensors`` in ``dtype``, with both configurations and free notes in its metadata."""
+    stored = {"unet": unet.model_dump(), "diffusion": diffusion.model_dump(), "ema": ema, "notes": dict(notes)}
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={METADATA: json.dumps(stored, sort_keys=True)})
+
+
+def sha256(path: Path) -> str:
+    """Return the file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, stored  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or not a .safetensors file ({error})\n  Fetch it again and compare its SHA-256."
+        ) from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors, and nothing else is ever unpickled\n"
+            "  Give the network's plain state dict, as torch.save(model.state_dict(), …) writes it."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or not a PyTorch file ({error})\n  Fetch it again and compare its size."
+        ) from error
+    if isinstance(content, dict) and {"state", "param_groups"} <= set(content):
+        raise CheckpointError(
+            f"{path}: this is an optimiser's state, not a network's\n"
+            "  Give the file beside it whose name begins with model, ema, savedmodel or emasavedmodel."
+        )
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(
+            f"{path}: not a state dict of named tensors\n  Give the network's plain state dict (model*.pt, ema*.pt)."
+        )
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _architecture(state: Mapping[str, Tensor]) -> UNetConfig:
+    """Tell the network's configuration from names and shapes (the number of heads cannot be told: 1)."""
+    width = state["time_embed.0.weight"].shape[1]
+    levels: list[list[int]] = [[]]
+    attention = set()
+    for i in range(1, 1 + max(int(name.split(".")[1]) for name in state if name.startswith("input_blocks."))):
+        if f"input_blocks.{i}.0.op.weight" in state:
+            levels.append([])
+            continue
+        levels[-1].append(state[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0])
+        if f"input_blocks.{i}.1.qkv.weight" in state:
+            attention.add(2 ** (len(levels) - 1))
+    return UNetConfig.model_validate(
+        {
+            "width": width,
+            "multipliers": [channels[0] // width if channels else 0 for channels in levels],
+            "blocks": len(levels[0]),
+            "attention_at": sorted(attention),
+            "in_channels": state["input_blocks.0.0.weight"].shape[1],
+            "out_channels": state["out.2.weight"].shape[0],
+        }
+    )
+
+
+def _fill(network: UNet, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load strictly; name the first differences where that fails."""
+    own = network.state_dict()
+    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
+    differing = [
+        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in state and own[k].shape != state[k].shape
+    ]
+    if missing or unexpected or differing:
+        lines = [
+            f"  {what}: {', '.join(names[:5])}"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("differing", differing))
+            if names
+        ]
+        raise CheckpointError(
+            f"{path}: wrong architecture\n" + "\n".join(lines) + "\n  Check num_channels, channel_mult, num_res_blocks "
+            "and attention_resolutions in the parameters file against the weights."
+        )
+    network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)

@@ -1,0 +1,221 @@
+"""The diffusion process: schedule, forward noising, what a network output means, learned variance, training loss.
+
+Shapes: S slices, H W in-plane, T timesteps. Images have one channel (1); the condition has two (2): b and m.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brats_inpainting.config import DiffusionConfig
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Noise levels β_t of the forward process (paper eq. 1), in float64; ``len(schedule)`` is T."""
+
+    betas: np.ndarray
+
+    @classmethod
+    def linear(cls, steps: int = 1000) -> Schedule:
+        """Return the linear schedule, β from 1e-4 to 0.02 at T = 1000, rescaled for other T (Ho et al. 2020)."""
+        return cls(np.linspace(0.1 / steps, 20 / steps, steps))
+
+    def __len__(self) -> int:
+        """Return the number of timesteps T."""
+        return len(self.betas)
+
+    @cached_property
+    def alpha_bar(self) -> np.ndarray:
+        """ᾱ_t, the product of all (1 − β_s) up to t (paper §2.1)."""
+        return np.cumprod(1 - self.betas)
+
+    @cached_property
+    def alpha_bar_prev(self) -> np.ndarray:
+        """ᾱ_{t−1}, with ᾱ_{−1} = 1."""
+        return np.append(1.0, self.alpha_bar[:-1])
+
+    @cached_property
+    def posterior_variance(self) -> np.ndarray:
+        """β̃_t, the variance of q(x_{t−1} | x_t, x_0)."""
+        return self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
+
+    @cached_property
+    def posterior_log_variance(self) -> np.ndarray:
+        """Log of β̃_t, with β̃_1 standing in for β̃_0 = 0."""
+        return np.log(np.append(self.posterior_variance[1:2], self.posterior_variance[1:]))
+
+    @cached_property
+    def posterior_mean_coefficients(self) -> np.ndarray:
+        """The T × 2 weights of x_0 and x_t in the mean of q(x_{t−1} | x_t, x_0)."""
+        x0 = self.betas * np.sqrt(self.alpha_bar_prev) / (1 - self.alpha_bar)
+        x_t = (1 - self.alpha_bar_prev) * np.sqrt(1 - self.betas) / (1 - self.alpha_bar)
+        return np.stack([x0, x_t], axis=1)
+
+    def respace(self, timesteps: Sequence[int]) -> Schedule:
+        """Return the schedule that visits only ``timesteps`` and has the same ᾱ there (improved DDPM §4)."""
+        alpha_bar = self.alpha_bar[sorted(timesteps)]
+        return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
+
+    def timesteps(self, count: int) -> list[int]:
+        """Return ``count`` evenly spaced timesteps from T − 1 down; 0 is the last of them unless ``count`` is 1."""
+        if not 1 <= count <= len(self):
+            raise ValueError(f"steps must lie between 1 and {len(self)}, not {count}")
+        return [int(t) for t in np.linspace(len(self) - 1, 0, count).round()]
+
+    def q_sample(self, x0_S1HW: Tensor, t_S: Tensor, noise_S1HW: Tensor) -> Tensor:
+        """Return x_t ~ q(x_t | x_0) for the given noise (paper eq. 2)."""
+        return _at(np.sqrt(self.alpha_bar), t_S) * x0_S1HW + _at(np.sqrt(1 - self.alpha_bar), t_S) * noise_S1HW
+
+    def posterior_mean(self, x0_S1HW: Tensor, x_t_S1HW: Tensor, t_S: Tensor) -> Tensor:
+        """Return the mean of q(x_{t−1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
+        c0, ct = self.posterior_mean_coefficients.T
+        return _at(c0, t_S) * x0_S1HW + _at(ct, t_S) * x_t_S1HW
+
+    def log_variance(self, v_S1HW: Tensor | None, t_S: Tensor) -> Tensor:
+        """Return log Σ_θ: v interpolates between log β̃_t at −1 and log β_t at 1 (improved DDPM eq. 15).
+
+        A network without a variance channel (``None``) has β̃_t, shaped S × 1 × 1 × 1.
+        """
+        low = _at(self.posterior_log_variance, t_S)
+        if v_S1HW is None:
+            return low
+        high, fraction = _at(np.log(self.betas), t_S), (v_S1HW + 1) / 2
+        return fraction * high + (1 - fraction) * low
+
+
+class Prediction(NamedTuple):
+    """What the network says about one noisy state: the clean image, the noise in it, the variance interpolation."""
+
+    x0: Tensor
+    eps: Tensor
+    v: Tensor | None
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network bound to its condition: ``denoise(x_t, t)`` is all that a sampler needs to know.
+
+    ``condition_S2HW`` is (b, m), b in the configuration's image range; ``clamped`` = False leaves x̂_0 as it is.
+    """
+
+    network: Network
+    condition_S2HW: Tensor
+    schedule: Schedule
+    config: DiffusionConfig
+    clamped: bool = True
+
+    def __call__(self, x_S1HW: Tensor, t: int) -> Prediction:
+        """Return x̂_0 (clamped), the ε that leads from it to ``x_S1HW``, and v, in float32."""
+        t_S = torch.full((len(x_S1HW),), t, device=x_S1HW.device)
+        out_SCHW = self.network(torch.cat([self.condition_S2HW, x_S1HW], dim=1), t_S).float()
+        return predict(out_SCHW, x_S1HW, t_S, self.schedule, self.config, clamped=self.clamped)
+
+
+def predict(
+    out_SCHW: Tensor, x_S1HW: Tensor, t_S: Tensor, schedule: Schedule, config: DiffusionConfig, *, clamped: bool
+) -> Prediction:
+    """Translate a network output at x_t into x̂_0, ε and v, whatever its parametrisation (ε, v or x_0)."""
+    first, v = out_SCHW[:, :1], out_SCHW[:, 1:] if out_SCHW.shape[1] > 1 else None
+    alpha, sigma = _at(np.sqrt(schedule.alpha_bar), t_S), _at(np.sqrt(1 - schedule.alpha_bar), t_S)
+    if config.prediction == "x0":
+        x0 = first
+    elif config.prediction == "v":
+        x0 = alpha * x_S1HW - sigma * first
+    else:
+        x0 = (x_S1HW - sigma * first) / alpha
+    if clamped:
+        x0 = x0.clamp(*config.clamp)
+    return Prediction(x0, (x_S1HW - alpha * x0) / sigma, v)
+
+
+class Losses(NamedTuple):
+    """The two terms of the hybrid loss, one value per slice."""
+
+    mse_S: Tensor
+    vb_S: Tensor
+
+
+def training_losses(
+    network: Network,
+    schedule: Schedule,
+    config: DiffusionConfig,
+    x0_S1HW: Tensor,
+    condition_S2HW: Tensor,
+    t_S: Tensor,
+    noise_S1HW: Tensor,
+    *,
+    weight_S1HW: Tensor | None = None,
+) -> Losses:
+    """Return the terms of the hybrid loss (paper eq. 6; improved DDPM eq. 16, un-rescaled); the loss is their sum.
+
+    Args:
+        network: ``network(x_S3HW, t_S)``.
+        schedule: the T noise levels.
+        config: what the network predicts.
+        x0_S1HW: the truth, in the configuration's image range.
+        condition_S2HW: (b, m).
+        t_S: timesteps.
+        noise_S1HW: the standard normal noise that is added.
+        weight_S1HW: optional weight of every pixel in the squared error; its mean should be near 1.
+
+    Returns:
+        The squared error, and the variational bound in bits per dimension with the mean detached (0 where the
+        network has no variance channel).
+    """
+    x_t = schedule.q_sample(x0_S1HW, t_S, noise_S1HW)
+    out = network(torch.cat([condition_S2HW, x_t], dim=1), t_S).float()
+    if config.prediction == "x0":
+        target = x0_S1HW
+    elif config.prediction == "v":
+        alpha, sigma = _at(np.sqrt(schedule.alpha_bar), t_S), _at(np.sqrt(1 - schedule.alpha_bar), t_S)
+        target = alpha * noise_S1HW - sigma * x0_S1HW
+    else:
+        target = noise_S1HW
+    error = (target - out[:, :1]).square()
+    mse = (error if weight_S1HW is None else weight_S1HW * error).mean(dim=(1, 2, 3))
+    if out.shape[1] == 1:
+        return Losses(mse, torch.zeros_like(mse))
+    frozen = torch.cat([out[:, :1].detach(), out[:, 1:]], dim=1)
+    prediction = predict(frozen, x_t, t_S, schedule, config, clamped=False)
+    return Losses(mse, _variational_bound(schedule, prediction, x0_S1HW, x_t, t_S))
+
+
+def _variational_bound(schedule: Schedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t_S: Tensor) -> Tensor:
+    """KL(q(x_{t−1} | x_t, x_0) ‖ p_θ) for t > 0, the decoder's −log p_θ(x_0 | x_1) at t = 0; bits per dimension."""
+    true_mean, true_log_var = schedule.posterior_mean(x0, x_t, t_S), _at(schedule.posterior_log_variance, t_S)
+    mean, log_var = schedule.posterior_mean(prediction.x0, x_t, t_S), schedule.log_variance(prediction.v, t_S)
+    kl = 0.5 * (
+        log_var - true_log_var + (true_log_var - log_var).exp() + (true_mean - mean).square() * (-log_var).exp() - 1
+    )
+    nll = -_discretized_gaussian_log_likelihood(x0, mean, 0.5 * log_var)
+    return torch.where(t_S == 0, nll.mean(dim=(1, 2, 3)), kl.mean(dim=(1, 2, 3))) / math.log(2)
+
+
+def _discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-probability of x's bin of width 2/255 in [−1, 1] (Ho et al. 2020, eq. 13; tanh approximation of the CDF)."""
+
+    def cdf(z: Tensor) -> Tensor:
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+    inverse_scale = (-log_scale).exp()
+    upper = cdf(inverse_scale * (x - mean + 1 / 255))
+    lower = cdf(inverse_scale * (x - mean - 1 / 255))
+    log_upper, log_above = upper.clamp(min=1e-12).log(), (1 - lower).clamp(min=1e-12).log()
+    log_bin = (upper - lower).clamp(min=1e-12).log()
+    return torch.where(x < -0.999, log_upper, torch.where(x > 0.999, log_above, log_bin))
+
+
+def _at(values_T: np.ndarray, t_S: Tensor) -> Tensor:
+    """Pick the schedule's values at the timesteps, as float32 S × 1 × 1 × 1."""
+    return torch.as_tensor(values_T, device=t_S.device)[t_S].float()[:, None, None, None]

@@ -1,0 +1,152 @@
+"""Samplers as pure functions: denoise × noise × timesteps → x̂_0. They know no files, devices or configuration.
+
+``denoise(x, t)`` returns a ``Prediction``; ``timesteps`` fall from T − 1; ``noise(k)`` is the standard normal draw of
+step k; ``on_step(k)`` is called after every network pass. Shapes: S slices, one channel, H W in-plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from brats_inpainting.diffusion.process import Prediction, Schedule
+
+Denoise = Callable[[Tensor, int], Prediction]
+Noise = Callable[[int], Tensor]
+OnStep = Callable[[int], None]
+
+
+class Sampler(Protocol):
+    """The one signature of all samplers."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x_S1HW: Tensor,
+        timesteps: Sequence[int],
+        schedule: Schedule,
+        *,
+        noise: Noise | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Carry ``x_S1HW`` at ``timesteps[0]`` to x̂_0."""
+
+
+def ddpm(
+    denoise: Denoise,
+    x_S1HW: Tensor,
+    timesteps: Sequence[int],
+    schedule: Schedule,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Ancestral sampling with learned variance (paper eq. 5), respaced as in improved DDPM where timesteps are fewer.
+
+    The complete chain hands on x̂_0 itself at t ≤ 2, as the authors' code does; ``noise`` is required.
+    """
+    assert noise is not None, "ancestral sampling draws noise at every step"
+    chain = schedule.respace(timesteps)
+    complete = len(timesteps) == len(schedule)
+    for k, t in enumerate(timesteps):
+        x0, _, v = denoise(x_S1HW, t)
+        place_S = x_S1HW.new_full((len(x_S1HW),), len(chain) - 1 - k).long()
+        if k == len(timesteps) - 1 or (complete and t <= 2):
+            x_S1HW = x0
+        else:
+            sigma = (0.5 * chain.log_variance(v, place_S)).exp()
+            x_S1HW = chain.posterior_mean(x0, x_S1HW, place_S) + sigma * noise(k)
+        if on_step:
+            on_step(k)
+    return x_S1HW
+
+
+def ddim(
+    denoise: Denoise,
+    x_S1HW: Tensor,
+    timesteps: Sequence[int],
+    schedule: Schedule,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+    eta: float = 0.0,
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12): deterministic for ``eta`` = 0, as noisy as the ancestral chain for 1."""
+    assert eta == 0 or noise is not None, "eta > 0 draws noise at every step"
+    x0 = x_S1HW
+    for k, (t, t_next) in enumerate(pairwise([*timesteps, None])):
+        assert t is not None
+        x0, eps, _ = denoise(x_S1HW, t)
+        if on_step:
+            on_step(k)
+        if t_next is None:
+            break  # the last state is the estimate itself, free of noise
+        a, a_next = schedule.alpha_bar[t], schedule.alpha_bar[t_next]
+        sigma = eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
+        x_S1HW = float(np.sqrt(a_next)) * x0 + float(np.sqrt(1 - a_next - sigma**2)) * eps
+        if noise is not None and eta > 0:
+            x_S1HW = x_S1HW + float(sigma) * noise(k)
+    return x0
+
+
+def dpmpp_2m(
+    denoise: Denoise,
+    x_S1HW: Tensor,
+    timesteps: Sequence[int],
+    schedule: Schedule,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from the last two estimates, deterministic."""
+    alpha, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
+    log_snr = np.log(alpha / sigma)
+    x0, previous, h_previous = x_S1HW, None, 0.0
+    for k, (t, t_next) in enumerate(pairwise([*timesteps, None])):
+        assert t is not None
+        x0 = denoise(x_S1HW, t).x0
+        if on_step:
+            on_step(k)
+        if t_next is None:
+            break
+        h = log_snr[t_next] - log_snr[t]
+        estimate = x0 if previous is None else x0 + float(h / h_previous / 2) * (x0 - previous)
+        x_S1HW = float(sigma[t_next] / sigma[t]) * x_S1HW - float(alpha[t_next] * np.expm1(-h)) * estimate
+        previous, h_previous = x0, h
+    return x0
+
+
+def heun(
+    denoise: Denoise,
+    x_S1HW: Tensor,
+    timesteps: Sequence[int],
+    schedule: Schedule,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Heun's method on the probability-flow ODE in x/√ᾱ (EDM, Karras et al. 2022, algorithm 1), deterministic.
+
+    Two network passes a step, one in the last.
+    """
+    scale, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 / schedule.alpha_bar - 1)
+    x0 = x_S1HW
+    for k, (t, t_next) in enumerate(pairwise([*timesteps, None])):
+        assert t is not None
+        x0 = denoise(x_S1HW, t).x0
+        if t_next is not None:
+            z, dt = x_S1HW / float(scale[t]), float(sigma[t_next] - sigma[t])
+            slope = (z - x0) / float(sigma[t])
+            euler = z + dt * slope
+            slope_next = (euler - denoise(euler * float(scale[t_next]), t_next).x0) / float(sigma[t_next])
+            x_S1HW = (z + dt * (slope + slope_next) / 2) * float(scale[t_next])
+        if on_step:
+            on_step(k)
+    return x0
+
+
+SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "heun": heun}

@@ -1,0 +1,195 @@
+"""The guided-diffusion U-Net (Dhariwal & Nichol 2021) of paper §3.2, with guided-diffusion's parameter names.
+
+Shapes: S slices, C channels, H W in-plane, N = H·W positions, E time-embedding features, D = heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brats_inpainting.config import UNetConfig
+
+GROUPS = 32
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation computed in float32, whatever the precision of the features."""
+
+    def __init__(self, channels: int) -> None:
+        """Normalise ``channels`` features in 32 groups."""
+        super().__init__(GROUPS, channels)
+
+    def forward(self, x_SCHW: Tensor) -> Tensor:
+        """Return the normalised features in the input's dtype."""
+        with torch.autocast(x_SCHW.device.type, enabled=False):
+            return super().forward(x_SCHW.float()).to(x_SCHW.dtype)
+
+
+class ResBlock(nn.Module):
+    """Two 3×3 convolutions around an added time embedding, plus a skip connection."""
+
+    def __init__(self, c_in: int, c_out: int, embedding: int) -> None:
+        """Map ``c_in`` channels to ``c_out`` under a time embedding of ``embedding`` features."""
+        super().__init__()
+        self.in_layers = nn.Sequential(GroupNorm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, c_out))
+        self.out_layers = nn.Sequential(
+            GroupNorm(c_out), nn.SiLU(), nn.Identity(), nn.Conv2d(c_out, c_out, 3, padding=1)
+        )  # the Identity keeps guided-diffusion's numbering, where a dropout stands
+        self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x_SCHW: Tensor, emb_SE: Tensor) -> Tensor:
+        """Return the transformed features, S × c_out × H × W."""
+        h_SCHW = self.in_layers(x_SCHW) + self.emb_layers(emb_SE)[:, :, None, None]
+        return cast(Tensor, self.skip_connection(x_SCHW) + self.out_layers(h_SCHW))
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, with a residual connection."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        """Attend over ``channels`` features split among ``heads`` heads."""
+        super().__init__()
+        self.heads = heads
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:
+        """Return features of the input's shape."""
+        s, c, h, w = x_SCHW.shape
+        qkv_SCN = self.qkv(self.norm(x_SCHW).reshape(s, c, h * w))
+        # guided-diffusion's legacy order: heads first, then q, k, v within each head
+        q, k, v = qkv_SCN.reshape(s, self.heads, 3 * c // self.heads, h * w).transpose(2, 3).chunk(3, dim=-1)
+        a_SDNC = F.scaled_dot_product_attention(q, k, v)
+        return x_SCHW + self.proj_out(a_SDNC.transpose(2, 3).reshape(s, c, h * w)).reshape(s, c, h, w)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution with a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        """Keep ``channels`` features."""
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:
+        """Return S × C × H/2 × W/2."""
+        return cast(Tensor, self.op(x_SCHW))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        """Keep ``channels`` features."""
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:
+        """Return S × C × 2H × 2W."""
+        return cast(Tensor, self.conv(F.interpolate(x_SCHW, scale_factor=2, mode="nearest")))
+
+
+class Stem(nn.Conv2d):
+    """The first convolution; it takes no notice of the timestep."""
+
+    def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:  # type: ignore[override]
+        """Return S × width × H × W."""
+        return super().forward(x_SCHW)
+
+
+class Stage(nn.Sequential):
+    """A sequence of layers that all see the time embedding."""
+
+    def forward(self, x_SCHW: Tensor, emb_SE: Tensor) -> Tensor:  # type: ignore[override]
+        """Apply the layers in order."""
+        for layer in self:
+            x_SCHW = layer(x_SCHW, emb_SE)
+        return x_SCHW
+
+
+def timestep_embedding(t_S: Tensor, features: int) -> Tensor:
+    """Return the sinusoidal embedding of the unscaled timesteps, cosines first: S × ``features``, float32."""
+    half = features // 2
+    freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t_S.device) / half)
+    angles = t_S[:, None].float() * freqs
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class UNet(nn.Module):
+    """The paper's network and its smaller relatives, told apart by their ``UNetConfig`` alone."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        """Build the network with freshly initialised weights."""
+        super().__init__()
+        self.config = config
+        width, emb = config.width, 4 * config.width
+        self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+        self.input_blocks = nn.ModuleList([Stage(Stem(config.in_channels, width, 3, padding=1))])
+        channels, skips = width, [width]
+        for level, multiplier in enumerate(config.multipliers):
+            if level > 0:
+                self.input_blocks.append(Stage(Downsample(channels)))
+                skips.append(channels)
+            for _ in range(config.blocks):
+                self.input_blocks.append(self._stage(channels, width * multiplier, level))
+                channels = width * multiplier
+                skips.append(channels)
+
+        self.middle_block = Stage(
+            ResBlock(channels, channels, emb), Attention(channels, config.heads), ResBlock(channels, channels, emb)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(config.multipliers))):
+            for block in range(config.blocks + 1):
+                stage = self._stage(channels + skips.pop(), width * multiplier, level)
+                channels = width * multiplier
+                if level > 0 and block == config.blocks:
+                    stage.append(Upsample(channels))
+                self.output_blocks.append(stage)
+
+        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        self._zero_the_last_layers()
+
+    def _stage(self, c_in: int, c_out: int, level: int) -> Stage:
+        stage = Stage(ResBlock(c_in, c_out, 4 * self.config.width))
+        if 2**level in self.config.attention_at:
+            stage.append(Attention(c_out, self.config.heads))
+        return stage
+
+    def _zero_the_last_layers(self) -> None:
+        """Start every residual branch, and the output, at zero, as guided-diffusion does."""
+        blocks = [m.out_layers[-1] for m in self.modules() if isinstance(m, ResBlock)]
+        attentions = [m.proj_out for m in self.modules() if isinstance(m, Attention)]
+        for layer in [*blocks, *attentions, self.out[-1]]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
+        """Estimate the noise (or what the weights were trained for) and its variance.
+
+        Args:
+            x_SCHW: S × 3 × H × W: voided image b, mask m and noisy image x_t, in this order; H and W multiples of
+                ``config.stride``.
+            t_S: the S timesteps, unscaled, 0 … 999.
+
+        Returns:
+            S × out_channels × H × W: the prediction, and the variance interpolation v where there are two channels.
+        """
+        emb_SE = self.time_embed(timestep_embedding(t_S, self.config.width))
+        h_SCHW, skips = x_SCHW, []
+        for stage in self.input_blocks:
+            h_SCHW = stage(h_SCHW, emb_SE)
+            skips.append(h_SCHW)
+        h_SCHW = self.middle_block(h_SCHW, emb_SE)
+        for stage in self.output_blocks:
+            h_SCHW = stage(torch.cat([h_SCHW, skips.pop()], dim=1), emb_SE)
+        return cast(Tensor, self.out(h_SCHW))
