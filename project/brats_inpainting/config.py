@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+
+BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "small-1.safetensors"
 
 
 class Settings(BaseModel):
@@ -47,6 +50,35 @@ class DiffusionConfig(Settings):
     image_range: tuple[float, float] = (0.0, 1.0)
     clamp: tuple[float, float] = (-1.0, 1.0)
     window: PositiveInt = Field(default=224, multiple_of=16)
+
+
+class SamplingConfig(Settings):
+    """How a case is filled: from noise to slices to a volume.
+
+    ``steps`` visits that many of the T timesteps; ``samples`` are averaged, and their spread is the uncertainty;
+    ``noise`` correlates the slices' noise along z; ``smoothing`` is the Gaussian's σ in voxels; ``replace`` takes the
+    result inside the mask only, or replaces whole slices and rescales the whole volume, as the paper does (§3.3).
+    """
+
+    sampler: Literal["ddpm", "ddim", "dpmpp_2m", "heun"] = "dpmpp_2m"
+    steps: PositiveInt = 4
+    samples: PositiveInt = 1
+    noise: Literal["independent", "shared", "slerp"] = "slerp"
+    smoothing: NonNegativeFloat = 1.075
+    dilate: NonNegativeFloat = 0.0
+    replace: Literal["mask", "slices"] = "mask"
+
+    @property
+    def passes(self) -> int:
+        """Network passes per slice and sample."""
+        return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+
+
+PRESETS = {
+    "fast": SamplingConfig(),
+    "paper": SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices"),
+}
+DEFAULT_PRESET = "fast"
 
 
 class TrainConfig(Settings):

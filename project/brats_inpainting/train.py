@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+import yaml
+from pydantic import ValidationError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -17,6 +19,7 @@ from brats_inpainting.data.dataset import FreshMasks
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.process import Schedule, training_losses
 from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -103,3 +106,15 @@ def train(data_path: Path, output_path: Path, config: TrainConfig) -> Path:
         if step % config.save_every == 0:
             save()
     return save()
+
+
+def read_recipe(path: Path) -> TrainConfig:
+    """Read a training recipe from YAML.
+
+    Raises:
+        ConfigError: naming what cannot be used.
+    """
+    try:
+        return TrainConfig.model_validate(yaml.safe_load(path.read_text()) or {})
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from error

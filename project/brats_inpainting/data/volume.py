@@ -1,12 +1,50 @@
-"""A case as arrays, and back: orientation, intensity, crop, each with its exact undo; NIfTI in and out."""
+"""A case as arrays, and back: orientation, intensity, crop, each with its exact undo; NIfTI out.
+
+Shapes: X Y Z the file's own array, L P S the array re-oriented to LPS, H W S the frame: the part of every axial slice
+that the network may see, H along L and W along P.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from scipy import ndimage
+
+from brats_inpainting.data.cases import Loaded, background
+from brats_inpainting.errors import CaseError
 
 PERCENTILES = (0.1, 99.9)
+FRAME = 224  # the paper's slices, §3.1
+MULTIPLE = 32  # of which a larger frame must be one, so that five halvings come out even
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """The permutation and flips of axes that bring an array to LPS; voxels are moved, never resampled."""
+
+    to_lps: np.ndarray
+    from_lps: np.ndarray
+
+    @classmethod
+    def of(cls, affine: np.ndarray) -> Orientation:
+        """Read the orientation off an affine; oblique axes count as the nearest anatomical ones."""
+        own, lps = io_orientation(affine), axcodes2ornt(("L", "P", "S"))
+        return cls(ornt_transform(own, lps), ornt_transform(lps, own))
+
+    def apply(self, array_XYZ: np.ndarray) -> np.ndarray:
+        """Return the array in LPS."""
+        return apply_orientation(array_XYZ, self.to_lps)
+
+    def undo(self, array_LPS: np.ndarray) -> np.ndarray:
+        """Return the array in the file's own order of axes."""
+        return apply_orientation(array_LPS, self.from_lps)
 
 
 @dataclass(frozen=True)
@@ -17,9 +55,9 @@ class Intensity:
     high: float
 
     @classmethod
-    def of(cls, volume: np.ndarray) -> Intensity:
-        """Take the 0.1 and 99.9 percentiles over all voxels, background included."""
-        low, high = np.percentile(volume, PERCENTILES)
+    def of(cls, volume: np.ndarray, percentiles: tuple[float, float] = PERCENTILES) -> Intensity:
+        """Take the percentiles over all voxels, background included."""
+        low, high = np.percentile(volume, percentiles)
         return cls(float(low), float(high))
 
     def scale(self, volume: np.ndarray) -> np.ndarray:
@@ -30,3 +68,173 @@ class Intensity:
     def undo(self, scaled: np.ndarray) -> np.ndarray:
         """Map [0, 1] back to [low, high]."""
         return scaled * np.float32(self.high - self.low) + np.float32(self.low)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The in-plane rectangle that is cut from every slice, and padded with zeros where it leaves the image."""
+
+    start: tuple[int, int]
+    size: tuple[int, int]
+
+    @classmethod
+    def around(cls, occupied_LPS: np.ndarray) -> Frame:
+        """Take the central 224 × 224; centre on what is occupied if that would be cut; grow if it does not fit."""
+        spans = [_span(occupied_LPS.any(axis=(1 - axis, 2))) for axis in (0, 1)]
+        return cls((spans[0][0], spans[1][0]), (spans[0][1], spans[1][1]))
+
+    def cut(self, array_LPS: np.ndarray) -> np.ndarray:
+        """Return the frame of every slice, H × W × S."""
+        framed_HWS = np.zeros((*self.size, array_LPS.shape[2]), array_LPS.dtype)
+        source, target = self._overlap(array_LPS.shape)
+        framed_HWS[target] = array_LPS[source]
+        return framed_HWS
+
+    def undo(self, framed_HWS: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Put the frames back into slices of the original size; what was cut away is 0."""
+        array_LPS = np.zeros(shape, framed_HWS.dtype)
+        source, target = self._overlap(shape)
+        array_LPS[source] = framed_HWS[target]
+        return array_LPS
+
+    def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Where frame and image overlap, in the image's and in the frame's own indices."""
+        spans = [
+            (max(start, 0), min(start + size, n), start)
+            for start, size, n in zip(self.start, self.size, shape[:2], strict=True)
+        ]
+        return tuple(slice(a, b) for a, b, _ in spans), tuple(slice(a - s, b - s) for a, b, s in spans)
+
+
+def _span(occupied: np.ndarray) -> tuple[int, int]:
+    """Start and length of the frame along one axis."""
+    first, last = np.flatnonzero(occupied)[[0, -1]] if occupied.any() else (0, len(occupied) - 1)
+    centred = (len(occupied) - FRAME) // 2
+    if centred <= first and last < centred + FRAME:
+        return centred, FRAME
+    size = max(FRAME, MULTIPLE * int(np.ceil((last + 1 - first) / MULTIPLE)))
+    return int(first + last + 1 - size) // 2, size
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A case made ready for the network, and all that is needed to go back.
+
+    ``image_HWS`` lies in [0, 1] with the mask set to 0; ``mask_HWS`` is bool.
+    """
+
+    loaded: Loaded
+    orientation: Orientation
+    intensity: Intensity
+    frame: Frame
+    mask_XYZ: np.ndarray
+    image_HWS: np.ndarray
+    mask_HWS: np.ndarray
+
+    @property
+    def id(self) -> str:
+        """The case's id."""
+        return self.loaded.id
+
+    def inside(self, framed_HWS: np.ndarray) -> np.ndarray:
+        """Return the scan in its own intensities, filled from ``framed_HWS`` inside the mask, untouched elsewhere."""
+        filled_XYZ = self.intensity.undo(np.clip(self._unframed(framed_HWS), 0, 1))
+        return np.where(self.mask_XYZ, filled_XYZ, self.loaded.image_XYZ)
+
+    def everywhere(self, framed_HWS: np.ndarray) -> np.ndarray:
+        """Return ``framed_HWS`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3)."""
+        whole_XYZ = np.clip(self._unframed(framed_HWS), 0, 1)
+        low, high = float(whole_XYZ.min()), float(whole_XYZ.max())
+        return Intensity.of(self.loaded.image_XYZ, (0.5, 99.5)).undo(Intensity(low, high).scale(whole_XYZ))
+
+    def spread(self, std_HWS: np.ndarray) -> np.ndarray:
+        """Return a standard deviation in the scan's own intensities, 0 outside the mask."""
+        scale = np.float32(self.intensity.high - self.intensity.low)
+        return np.where(self.mask_XYZ, self._unframed(std_HWS) * scale, np.float32(0))
+
+    def _unframed(self, framed_HWS: np.ndarray) -> np.ndarray:
+        shape_LPS = self.orientation.apply(self.mask_XYZ).shape
+        return self.orientation.undo(self.frame.undo(framed_HWS, shape_LPS))
+
+
+def prepare(loaded: Loaded, *, dilate: float = 0.0) -> Scan:
+    """Make a case ready for the network (paper §3.1): void, scale to [0, 1], re-orient to LPS, frame.
+
+    Args:
+        loaded: the case.
+        dilate: millimetres by which the mask is grown first.
+
+    Raises:
+        CaseError: when the grown mask, or the scan itself, leaves no range of intensities to work with.
+    """
+    mask_XYZ = grow(loaded.mask_XYZ, dilate, loaded.spacing)
+    level = background(loaded.image_XYZ, mask_XYZ)
+    voided_XYZ = np.where(mask_XYZ, np.float32(level), loaded.image_XYZ)
+    intensity = Intensity.of(voided_XYZ)
+    if not intensity.high > intensity.low:
+        intensity = Intensity(float(voided_XYZ.min()), float(voided_XYZ.max()))
+    if not intensity.high > intensity.low:
+        raise CaseError(f"{loaded.id}: nothing but background is left outside the mask\n  Give a smaller mask.")
+    orientation = Orientation.of(loaded.template.affine)
+    image_LPS, mask_LPS = (orientation.apply(a) for a in (intensity.scale(voided_XYZ), mask_XYZ))
+    frame = Frame.around(mask_LPS | (orientation.apply(voided_XYZ) != level))
+    image_HWS, mask_HWS = frame.cut(image_LPS), frame.cut(mask_LPS)
+    image_HWS[mask_HWS] = 0
+    return Scan(loaded, orientation, intensity, frame, mask_XYZ, image_HWS, mask_HWS)
+
+
+def grow(mask_XYZ: np.ndarray, millimetres: float, spacing: tuple[float, float, float]) -> np.ndarray:
+    """Return the mask dilated by a distance."""
+    if not millimetres or not mask_XYZ.any():
+        return mask_XYZ
+    return ndimage.distance_transform_edt(~mask_XYZ, sampling=spacing) <= millimetres
+
+
+def smooth(image_HWS: np.ndarray, sigma: float) -> np.ndarray:
+    """Filter the stacked slices with a three-dimensional Gaussian of ``sigma`` voxels (paper §3.3); 0 does nothing."""
+    return ndimage.gaussian_filter(image_HWS, sigma) if sigma else image_HWS
+
+
+def image_like(loaded: Loaded, volume_XYZ: np.ndarray, *, keep_dtype: bool = False) -> Nifti1Image:
+    """Return an image with the input's shape, affine, codes, units and other header fields.
+
+    Float32 with slope 1, or, with ``keep_dtype``, rounded and clipped to the input's type.
+    """
+    template = loaded.template
+    header, dtype = template.header.copy(), np.dtype(np.float32)
+    if keep_dtype:
+        dtype = template.get_data_dtype()
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            volume_XYZ = np.clip(np.rint(volume_XYZ.astype(np.float64)), limits.min, limits.max)
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    return type(template)(volume_XYZ.astype(dtype).reshape(template.shape), template.affine, header)
+
+
+def partial(path: Path) -> Path:
+    """Return the hidden name under which a file is written before it gets its own."""
+    return path.with_name(f".partial-{path.name}")
+
+
+@contextmanager
+def whole_or_not_at_all(path: Path) -> Iterator[Path]:
+    """Give a hidden path to write to; it becomes ``path`` when the block ends well, and is removed when it does not."""
+    try:
+        yield partial(path)
+        partial(path).replace(path)
+    finally:
+        partial(path).unlink(missing_ok=True)
+
+
+def save(image: Nifti1Image, path: Path) -> None:
+    """Write an image atomically.
+
+    Raises:
+        CaseError: when the disk is full or the folder cannot be written.
+    """
+    try:
+        with whole_or_not_at_all(path) as hidden:
+            nib.save(image, hidden)
+    except OSError as error:
+        raise CaseError(f"{path.name}: cannot be written to {path.parent} ({error.strerror or error}).") from error

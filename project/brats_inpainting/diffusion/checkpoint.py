@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -68,9 +68,9 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
     try:
         unet = unet or (UNetConfig.model_validate(stored["unet"]) if "unet" in stored else _architecture(state))
         diffusion = diffusion or DiffusionConfig.model_validate(stored.get("diffusion", {}))
-    except (ValidationError, KeyError, ZeroDivisionError) as error:
+    except (ValueError, LookupError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{path}: the tensors in it are not those of a guided-diffusion U-Net\n"
+            f"{path}: its tensors, or the settings stored with them, are not those of a guided-diffusion U-Net\n"
             f"  {len(state)} tensors, beginning with {', '.join(list(state)[:3])}.\n"
             "  Give a file of a 2D slice-wise inpainting network (model*.pt, ema*.pt, savedmodel*.pt or .safetensors)."
         ) from error
@@ -106,9 +106,9 @@ def sha256(path: Path) -> str:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         with safe_open(path, framework="pt") as file:
-            stored = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            stored = dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
             return {name: file.get_tensor(name) for name in file.keys()}, stored  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path}: truncated or not a .safetensors file ({error})\n  Fetch it again and compare its SHA-256."
         ) from error
@@ -116,26 +116,36 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's advice is for programmers
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        what = "not a PyTorch file" if "Unsupported operand" in str(error) else "holds more than tensors"
         raise CheckpointError(
-            f"{path}: holds more than tensors, and nothing else is ever unpickled\n"
+            f"{path}: {what}, and nothing but tensors is ever unpickled\n"
             "  Give the network's plain state dict, as torch.save(model.state_dict(), …) writes it."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes can make torch's reader raise anything
+        reason = str(error).partition(". ")[0] or type(error).__name__  # torch goes on to advise weights_only=False
         raise CheckpointError(
-            f"{path}: truncated or not a PyTorch file ({error})\n  Fetch it again and compare its size."
+            f"{path}: truncated or not a PyTorch file ({reason})\n  Fetch it again and compare its size."
         ) from error
     if isinstance(content, dict) and {"state", "param_groups"} <= set(content):
         raise CheckpointError(
             f"{path}: this is an optimiser's state, not a network's\n"
             "  Give the file beside it whose name begins with model, ema, savedmodel or emasavedmodel."
         )
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not content or not all(map(_is_dense, content.values())):
         raise CheckpointError(
             f"{path}: not a state dict of named tensors\n  Give the network's plain state dict (model*.pt, ema*.pt)."
         )
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _is_dense(value: object) -> bool:
+    """Tell tensors with ordinary, real numbers in memory from everything else that ``torch.save`` can write."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout is torch.strided and not (value.is_meta or value.is_complex() or value.is_quantized)
 
 
 def _architecture(state: Mapping[str, Tensor]) -> UNetConfig:

@@ -117,7 +117,7 @@ class Denoiser:
 
     def __call__(self, x_S1HW: Tensor, t: int) -> Prediction:
         """Return x̂_0 (clamped), the ε that leads from it to ``x_S1HW``, and v, in float32."""
-        t_S = torch.full((len(x_S1HW),), t, device=x_S1HW.device)
+        t_S = torch.tensor([t], device=x_S1HW.device)  # one timestep for all slices: its embedding is computed once
         out_SCHW = self.network(torch.cat([self.condition_S2HW, x_S1HW], dim=1), t_S).float()
         return predict(out_SCHW, x_S1HW, t_S, self.schedule, self.config, clamped=self.clamped)
 

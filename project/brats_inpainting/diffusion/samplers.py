@@ -1,7 +1,7 @@
 """Samplers as pure functions: denoise × noise × timesteps → x̂_0. They know no files, devices or configuration.
 
 ``denoise(x, t)`` returns a ``Prediction``; ``timesteps`` fall from T − 1; ``noise(k)`` is the standard normal draw of
-step k; ``on_step(k)`` is called after every network pass. Shapes: S slices, one channel, H W in-plane.
+step k; ``on_step(k)`` is called after every step. Shapes: S slices, one channel, H W in-plane.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from brats_inpainting.diffusion.process import Prediction, Schedule
@@ -54,7 +55,7 @@ def ddpm(
     complete = len(timesteps) == len(schedule)
     for k, t in enumerate(timesteps):
         x0, _, v = denoise(x_S1HW, t)
-        place_S = x_S1HW.new_full((len(x_S1HW),), len(chain) - 1 - k).long()
+        place_S = torch.tensor([len(chain) - 1 - k], device=x_S1HW.device)
         if k == len(timesteps) - 1 or (complete and t <= 2):
             x_S1HW = x0
         else:

@@ -6,8 +6,6 @@ Shapes: S slices, C channels, H W in-plane, N = H·W positions, E time-embedding
 from __future__ import annotations
 
 import math
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,7 +44,7 @@ class ResBlock(nn.Module):
     def forward(self, x_SCHW: Tensor, emb_SE: Tensor) -> Tensor:
         """Return the transformed features, S × c_out × H × W."""
         h_SCHW = self.in_layers(x_SCHW) + self.emb_layers(emb_SE)[:, :, None, None]
-        return cast(Tensor, self.skip_connection(x_SCHW) + self.out_layers(h_SCHW))
+        return self.skip_connection(x_SCHW) + self.out_layers(h_SCHW)
 
 
 class Attention(nn.Module):
@@ -80,7 +78,7 @@ class Downsample(nn.Module):
 
     def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:
         """Return S × C × H/2 × W/2."""
-        return cast(Tensor, self.op(x_SCHW))
+        return self.op(x_SCHW)
 
 
 class Upsample(nn.Module):
@@ -93,7 +91,7 @@ class Upsample(nn.Module):
 
     def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:
         """Return S × C × 2H × 2W."""
-        return cast(Tensor, self.conv(F.interpolate(x_SCHW, scale_factor=2, mode="nearest")))
+        return self.conv(F.interpolate(x_SCHW, scale_factor=2, mode="nearest"))
 
 
 class Stem(nn.Conv2d):
@@ -170,8 +168,8 @@ class UNet(nn.Module):
         blocks = [m.out_layers[-1] for m in self.modules() if isinstance(m, ResBlock)]
         attentions = [m.proj_out for m in self.modules() if isinstance(m, Attention)]
         for layer in [*blocks, *attentions, self.out[-1]]:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
         """Estimate the noise (or what the weights were trained for) and its variance.
@@ -179,7 +177,7 @@ class UNet(nn.Module):
         Args:
             x_SCHW: S × 3 × H × W: voided image b, mask m and noisy image x_t, in this order; H and W multiples of
                 ``config.stride``.
-            t_S: the S timesteps, unscaled, 0 … 999.
+            t_S: the S timesteps, unscaled, 0 … 999; a single one serves all slices.
 
         Returns:
             S × out_channels × H × W: the prediction, and the variance interpolation v where there are two channels.
@@ -192,4 +190,4 @@ class UNet(nn.Module):
         h_SCHW = self.middle_block(h_SCHW, emb_SE)
         for stage in self.output_blocks:
             h_SCHW = stage(torch.cat([h_SCHW, skips.pop()], dim=1), emb_SE)
-        return cast(Tensor, self.out(h_SCHW))
+        return self.out(h_SCHW)

@@ -1,0 +1,257 @@
+"""The Typer app: one thin function per task, parsing only. Heavy imports wait until a task needs them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET, PRESETS, SamplingConfig
+from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
+
+if TYPE_CHECKING:
+    from brats_inpainting.data.cases import Case
+    from brats_inpainting.parameters import Parameters
+
+UNUSABLE, SOME_FAILED = 2, 3  # exit codes; 0 is success, 1 an internal error, 130 and 143 interruptions
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fill lesions in brain MRI with plausible healthy tissue. Research use only.",
+)
+log = logging.getLogger("brats_inpainting")
+out = Console(highlight=False, soft_wrap=True)
+
+Preset = StrEnum("Preset", list(PRESETS))
+SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
+NoiseMode = StrEnum("NoiseMode", ["independent", "shared", "slerp"])
+Baseline = StrEnum("Baseline", ["mean", "biharmonic"])
+
+
+def _option(name: str, text: str, **settings: Any) -> Any:
+    """Declare an option under both of its spellings, --data-path and --data_path."""
+    return typer.Option(f"--{name}", *([f"--{name.replace('-', '_')}"] if "-" in name else []), help=text, **settings)
+
+
+DataPath = Annotated[Path, _option("data-path", "Folder with one sub-folder per case.")]
+OutputPath = Annotated[Path, _option("output-path", "Folder that receives the results.")]
+ReportPath = Annotated[Path | None, _option("report-path", "Folder for run.json, uncertainty maps and pictures.")]
+WeightsFile = Annotated[Path | None, _option("weights", "Network: .safetensors or .pt. Default: the bundled one.")]
+
+
+@app.callback()
+def common(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    quiet: Annotated[bool, _option("quiet", "Say nothing but warnings and errors.")] = False,
+) -> None:
+    """Set how much is said."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(level)
+
+
+@app.command()
+def infer(
+    data_path: Annotated[Path | None, _option("data-path", "Folder with one sub-folder per case.")] = None,
+    output_path: Annotated[Path | None, _option("output-path", "Folder that receives {id}-t1n-inference.nii.gz.")] = None,
+    image: Annotated[Path | None, _option("image", "A single T1, instead of --data-path.")] = None,
+    mask: Annotated[Path | None, _option("mask", "Its mask.")] = None,
+    output: Annotated[Path | None, _option("output", "The file to write for --image and --mask.")] = None,
+    weights: WeightsFile = None,
+    parameters_file: Annotated[Path | None, _option("parameters-file", "YAML: our names or guided-diffusion's.")] = None,
+    preset: Annotated[Preset | None, _option("preset", f"How to sample. Default: {DEFAULT_PRESET}.")] = None,
+    sampler: Annotated[SamplerName | None, _option("sampler", "Instead of the preset's.")] = None,
+    steps: Annotated[int | None, _option("steps", "Sampler steps, instead of the preset's.", min=1)] = None,
+    samples: Annotated[int | None, _option("samples", "Average K samples; their spread goes to --report-path.", min=1)] = None,
+    noise: Annotated[NoiseMode | None, _option("noise", "How slices share noise along z.")] = None,
+    smoothing: Annotated[float | None, _option("smoothing", "Gaussian sigma in voxels, 0 = off.", min=0)] = None,
+    dilate: Annotated[float | None, _option("dilate", "Grow the mask by so many millimetres.", min=0)] = None,
+    seed: Annotated[int | None, _option("seed", "Same seed, same result.", min=0)] = None,
+    device: Annotated[str | None, _option("device", "auto, cpu, cuda, cuda:1, mps.")] = None,
+    batch_size: Annotated[str, _option("batch-size", "Slices per network pass: auto or a number.")] = "auto",
+    resume: Annotated[bool, _option("resume", "Keep finished outputs, make the others.")] = False,
+    overwrite: Annotated[bool, _option("overwrite", "Make existing outputs anew.", envvar="BRATS_INPAINTING_OVERWRITE")] = False,
+    keep_dtype: Annotated[bool, _option("keep-dtype", "Write the input's data type instead of float32.")] = False,
+    report_path: ReportPath = None,
+) -> None:
+    """Fill the masked part of every case."""
+    jobs = _jobs(data_path, output_path, image, mask, output)
+    from brats_inpainting import parameters
+
+    said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
+    flags = {"sampler": sampler, "steps": steps, "samples": samples, "noise": noise, "smoothing": smoothing}
+    sampling = _sampling(preset, said, flags | {"dilate": dilate})
+
+    from brats_inpainting.diffusion import checkpoint
+    from brats_inpainting.folder import Run
+    from brats_inpainting.infer import BATCH, Inpainter, choose_device
+
+    where = choose_device(device or said.device or "auto")
+    loaded = checkpoint.load(weights or BUNDLED_WEIGHTS, unet=said.unet, diffusion=said.diffusion)
+    size = _whole_number(batch_size) or min(BATCH[where.type], said.batch_size or BATCH[where.type])
+    log.info("weights %s\nsampling %s\ndevice %s, %d slices at a time", loaded, sampling, where, size)
+
+    run = Run(
+        Inpainter(loaded, sampling, where, size),
+        jobs,
+        seed=(said.seed or 0) if seed is None else seed,
+        keep_dtype=keep_dtype,
+        report_path=report_path,
+        quiet=log.level >= logging.WARNING,
+    )
+    run.start("resume" if resume else "overwrite" if overwrite else "error")
+    run.go()
+    _finish(run.failed)
+
+
+@app.command()
+def check(data_path: DataPath) -> None:
+    """List every problem of every case at once, without loading the network."""
+    from brats_inpainting.data import cases
+
+    failed: dict[str, str] = {}
+    found = cases.find(data_path)
+    for case in found:
+        try:
+            loaded = cases.load(case)
+        except CaseError as error:
+            failed[case.id] = str(error)
+        else:
+            out.print(f"{'!' if loaded.warnings else '✓'} {loaded.id}: {int(loaded.mask_XYZ.sum()):,} voxels to fill")
+    out.print(f"{len(found) - len(failed)} of {len(found)} cases can be filled")
+    _finish(failed)
+
+
+@app.command()
+def example(
+    output_path: OutputPath,
+    seed: Annotated[int, _option("seed", "Place and shape of the masks.", min=0)] = 0,
+) -> None:
+    """Write a complete example case, made from the ICBM152 template."""
+    from brats_inpainting.data.example import write_example
+
+    out.print(f"written: {write_example(output_path, seed=seed)}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, _option("predictions", "Folder with {id}-t1n-inference.nii.gz.")],
+    data_path: DataPath,
+    report_path: ReportPath = None,
+) -> None:
+    """Score filled scans against the truth inside the healthy mask, as the challenge does."""
+    from brats_inpainting import evaluate as scoring
+
+    rows = scoring.evaluate(predictions, data_path, report_path)
+    table = Table(*scoring.COLUMNS, box=None)
+    for row in [*rows, *scoring.summary(rows)]:
+        table.add_row(*scoring.cells(row))
+    out.print(table)
+    if report_path:
+        out.print(f"scores.csv and pictures: {report_path}")
+
+
+@app.command()
+def baseline(
+    method: Annotated[Baseline, _option("method", "How to fill.")],
+    data_path: DataPath,
+    output_path: OutputPath,
+) -> None:
+    """Fill every case without a network, to put a model's scores in perspective."""
+    from brats_inpainting import baselines
+
+    _finish(baselines.fill_folder(str(method), data_path, output_path))
+
+
+@app.command()
+def train(
+    data_path: Annotated[Path, _option("data-path", "Folder with complete scans, *-t1n.nii.gz.")],
+    output_path: OutputPath,
+    parameters_file: Annotated[Path, _option("parameters-file", "Recipe, see workspace/parameters.")],
+) -> None:
+    """Train a network on one machine's CPU; resumes where an earlier run stopped."""
+    from brats_inpainting.train import read_recipe
+    from brats_inpainting.train import train as run
+
+    out.print(f"written: {run(data_path, output_path, read_recipe(parameters_file))}")
+
+
+@app.command()
+def info() -> None:
+    """Say which version, presets, weights and devices there are."""
+    from brats_inpainting import about
+
+    for name, text in about.facts().items():
+        out.print(f"[bold]{name:10}[/] {text}")
+
+
+def _jobs(
+    data_path: Path | None, output_path: Path | None, image: Path | None, mask: Path | None, output: Path | None
+) -> dict[Path, Case]:
+    """Return what is to be filled and where each result goes."""
+    from brats_inpainting.data import cases
+
+    if data_path and output_path and not (image or mask or output):
+        return {output_path / cases.output_name(case.id): case for case in cases.find(data_path)}
+    if image and mask and output and not (data_path or output_path):
+        if not output.name.endswith((".nii", ".nii.gz")):
+            raise ConfigError(f"{output}: not a NIfTI name\n  Let it end in .nii.gz or .nii.")
+        return {output: cases.Case(output.name.removesuffix(".gz").removesuffix(".nii"), image, mask)}
+    raise ConfigError(
+        "say what to fill\n  Either --data-path and --output-path, or --image, --mask and --output; --help tells more."
+    )
+
+
+def _sampling(preset: str | None, said: Parameters, flags: dict[str, Any]) -> SamplingConfig:
+    """Settle the sampling: the preset, changed by the parameters file, changed by the command line."""
+    chosen = PRESETS[preset or said.preset or DEFAULT_PRESET].model_dump()
+    return SamplingConfig.model_validate(chosen | said.sampling | {k: v for k, v in flags.items() if v is not None})
+
+
+def _whole_number(text: str) -> int | None:
+    """Read a batch size; ``None`` for auto."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"--batch-size {text}: neither auto nor a whole number of 1 or more")
+    return int(text)
+
+
+def _finish(failed: dict[str, str]) -> None:
+    """List the failures last, and say by the exit code that there were some."""
+    if failed:
+        sys.stderr.write("\n".join([f"{len(failed)} failed:", *failed.values()]) + "\n")
+        raise typer.Exit(SOME_FAILED)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Run the app; turn every outcome into its exit code and a message that says what to do."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(app(standalone_mode=False))
+    except InpaintingError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(UNUSABLE)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(UNUSABLE)
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("interrupted; finished cases are kept\n")
+        sys.exit(130)

@@ -1,0 +1,246 @@
+"""Folder → cases, and everything that can be wrong with their files, found before any heavy work."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import HeaderDataError
+
+from brats_inpainting.errors import CaseError, ConfigError
+
+log = logging.getLogger(__name__)
+
+MAX_VOXELS = 512**3
+AFFINE_TOLERANCE = 1e-3
+MAX_BRAIN_ML = 2300  # more foreground than this is a head, not a brain
+FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to be filled: its name and its two files."""
+
+    id: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A case in memory, known to be sound.
+
+    ``image_XYZ`` holds the scan's scaled values as float32, ``mask_XYZ`` is bool; trailing axes of length one are
+    dropped from both. ``template`` has the header, the affine and the original shape.
+    """
+
+    id: str
+    template: Nifti1Image
+    image_XYZ: np.ndarray
+    mask_XYZ: np.ndarray
+    warnings: list[str]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in millimetres."""
+        x, y, z = self.template.header.get_zooms()[:3]
+        return float(x), float(y), float(z)
+
+
+def output_name(case_id: str) -> str:
+    """Return the name of a filled scan that graders look for."""
+    return f"{case_id}-t1n-inference.nii.gz"
+
+
+def find(folder: Path) -> list[Case]:
+    """List the cases of a folder: one sub-folder each, ``{id}/{id}-t1n-voided.nii.gz`` and ``{id}-mask.nii.gz``.
+
+    ``_`` for ``-``, ``.nii`` for ``.nii.gz``, and files that lie in the folder itself are accepted too.
+
+    Returns:
+        Cases in the order of their ids. Of an incomplete one, the file that is not there goes by the name it should
+        have; ``load`` says so.
+
+    Raises:
+        ConfigError: when the folder does not exist or holds no case at all.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder\n  Give the folder that holds one sub-folder per case.")
+    files: dict[str, dict[str, Path]] = {}
+    for path in sorted(p for p in [*folder.glob("*"), *folder.glob("*/*")] if not p.name.startswith(".")):
+        if match := FILE.fullmatch(path.name):
+            kind = "mask" if match["kind"].lower() == "mask" else "image"
+            files.setdefault(match["id"], {}).setdefault(kind, path)
+    if not files:
+        raise ConfigError(
+            f"{folder}: no case found\n"
+            "  Looked for ID/ID-t1n-voided.nii.gz and ID/ID-mask.nii.gz (.nii, and _ for -, will do too).\n"
+            "  Found: " + (", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing at all") + ".\n"
+            "  A single pair of files goes by --image T1 --mask MASK --output FILE."
+        )
+    return [
+        Case(
+            case_id,
+            found.get("image") or found["mask"].with_name(f"{case_id}-t1n-voided.nii.gz"),
+            found.get("mask") or found["image"].with_name(f"{case_id}-mask.nii.gz"),
+        )
+        for case_id, found in sorted(files.items())
+    ]
+
+
+def load(case: Case) -> Loaded:
+    """Read a case and look at it from all sides.
+
+    Raises:
+        CaseError: naming every reason why it cannot be processed.
+    """
+    images, problems = [], []
+    for path in (case.image, case.mask):
+        try:
+            images.append(_read(path))
+        except CaseError as error:
+            problems.append(str(error))
+    if problems:
+        raise CaseError(f"{case.id}: unreadable\n  " + "\n  ".join(problems))
+    return examine(case.id, images[0], images[1], names=(case.image.name, case.mask.name))
+
+
+def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple[str, str]) -> Loaded:
+    """Take two readable images for one case if they fit together; ``names`` stand for them in messages.
+
+    Raises:
+        CaseError: naming every reason why they cannot be processed.
+    """
+    image_XYZ, values_XYZ = _values(image), _values(mask)
+    problems = [*_grid_problems(names, image, mask), *_value_problems(names, image_XYZ, values_XYZ)]
+    if problems:
+        raise CaseError(f"{case_id}: " + "\n  ".join(problems))
+    mask_XYZ = values_XYZ > 0.5
+    warnings = [*_mask_warnings(mask_XYZ, values_XYZ), *_image_warnings(image, image_XYZ, mask_XYZ)]
+    for warning in warnings:
+        log.warning("%s: %s", case_id, warning)
+    return Loaded(case_id, image, image_XYZ, mask_XYZ, warnings)
+
+
+def _read(path: Path) -> Nifti1Image:
+    """Read one NIfTI file; refuse what lies about its size before memory is taken for it."""
+    if not path.is_file():
+        raise CaseError(f"{path.name}: no such file in {path.parent}.")
+    try:
+        image = nib.load(path)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise CaseError(f"{path.name}: not a NIfTI file, or a damaged one ({error}). Export it again.") from error
+    if not isinstance(image, Nifti1Image):
+        raise CaseError(f"{path.name}: {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
+    shape, dtype = image.shape, image.get_data_dtype()
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
+        raise CaseError(f"{path.name}: {_times(shape)} voxels, but one 3D volume is needed. Extract one volume.")
+    if dtype.kind not in "iuf":
+        raise CaseError(f"{path.name}: voxels of type {dtype}, but numbers are needed. Convert it to float32.")
+    if np.prod(shape, dtype=float) > MAX_VOXELS:
+        raise CaseError(f"{path.name}: {_times(shape)} voxels, more than {MAX_VOXELS:,}. Crop it.")
+    _check_length(path, image.dataobj.offset + int(np.prod(shape)) * dtype.itemsize)
+    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
+        raise CaseError(f"{path.name}: its affine does not span three dimensions. Repair the header.")
+    return image
+
+
+def _values(image: Nifti1Image) -> np.ndarray:
+    """Return the scaled values, X × Y × Z, float32; what overflows becomes infinite, and is reported as such."""
+    with np.errstate(over="ignore"):
+        return np.asanyarray(image.dataobj).reshape(image.shape[:3]).astype(np.float32)
+
+
+def _check_length(path: Path, needed: int) -> None:
+    """Read through a file, a little at a time, to learn whether it holds what its header promises."""
+    opener = gzip.open if path.suffix == ".gz" else Path.open
+    held = 0
+    try:
+        with opener(path, "rb") as file:
+            while held < needed and (chunk := file.read(2**20)):
+                held += len(chunk)
+    except (EOFError, OSError, zlib.error) as error:
+        raise CaseError(f"{path.name}: truncated or damaged ({error}). Copy it again.") from error
+    if held < needed:
+        raise CaseError(f"{path.name}: holds {held:,} bytes, but its header promises {needed:,}. Copy it again.")
+
+
+def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image) -> Iterator[str]:
+    if image.shape[:3] == mask.shape[:3] and np.allclose(image.affine, mask.affine, rtol=0, atol=AFFINE_TOLERANCE):
+        return
+    lines = [
+        f"{name}   {_times(i.shape)}, origin {_numbers(i.affine[:3, 3])}, axes {_numbers(i.affine[:3, :3].ravel())}"
+        for name, i in zip(names, (image, mask), strict=True)
+    ]
+    yield "mask and image lie on different grids\n  " + "\n  ".join(lines) + (
+        "\n  Resample the mask onto the image (nearest neighbour), then run this case again."
+    )
+
+
+def _value_problems(names: tuple[str, str], image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
+    bad = np.count_nonzero(~np.isfinite(image_XYZ))
+    if bad:
+        yield f"{bad:,} NaN or infinite voxels in {names[0]}\n  Repair the scan (0 is background)."
+    elif image_XYZ.min() == image_XYZ.max():
+        yield f"{names[0]} is {image_XYZ.flat[0]:g} everywhere\n  There is nothing to learn the fill from."
+    if np.isnan(mask_XYZ).any() or mask_XYZ.min() < 0:
+        yield f"{names[1]} holds negative or NaN values\n  A mask is 1 where tissue is to be filled, 0 elsewhere."
+    elif not bad and image_XYZ.shape == mask_XYZ.shape and (mask_XYZ > 0.5).any():
+        left = image_XYZ[mask_XYZ <= 0.5]
+        if left.size == 0 or left.min() == left.max():
+            yield f"{names[1]} covers the whole brain\n  Nothing is left to continue from; give a smaller mask."
+
+
+def _mask_warnings(mask_XYZ: np.ndarray, values_XYZ: np.ndarray) -> Iterator[str]:
+    if not np.isin(values_XYZ, (0, 1)).all():
+        yield "the mask holds values other than 0 and 1; more than 0.5 counts as mask"
+    if not mask_XYZ.any():
+        yield "the mask is empty: the output is the input"
+
+
+def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
+    zooms = np.array(image.header.get_zooms()[:3], float)
+    if (abs(zooms - 1) > 0.05).any():
+        yield f"voxels of {_numbers(zooms)} mm; the network knows 1 mm, so expect a worse fill"
+    level = background(image_XYZ, mask_XYZ)
+    foreground_XYZ = image_XYZ != level
+    if foreground_XYZ.mean() > 0.9:
+        yield "no background around the brain; the intensities are scaled for scans with background 0"
+        return
+    bright_XYZ = abs(image_XYZ - level) > 0.05 * np.percentile(abs(image_XYZ - level), 99.9)
+    if bright_XYZ.sum() * zooms.prod() / 1000 > MAX_BRAIN_ML:
+        yield "not skull-stripped, it seems: the network knows brains only, so the fill will be wrong near the skull"
+    whole = bright_XYZ | mask_XYZ
+    if any(whole.take(end, axis=axis).mean() > 0.05 for axis in range(3) for end in (0, -1)):
+        yield "the brain is cropped by the edge of the image; the fill near that edge will be worse"
+    axial = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
+    in_plane = tuple(axis for axis in range(3) if axis != axial)
+    buried_Z = mask_XYZ.any(in_plane) & ~(foreground_XYZ & ~mask_XYZ).any(in_plane)
+    if buried_Z.any():
+        yield f"the mask covers all of the brain in {np.count_nonzero(buried_Z)} slices; these are filled from nothing"
+
+
+def background(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
+    """Return the value of the background: the median of the volume's faces outside the mask; 0 in BraTS."""
+    faces = [
+        image_XYZ.take(end, axis=axis)[~mask_XYZ.take(end, axis=axis)] for axis in range(3) for end in (0, -1)
+    ]
+    values = np.concatenate(faces)
+    return float(np.median(values)) if values.size else 0.0
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _numbers(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{v:g}" for v in values) + ")"

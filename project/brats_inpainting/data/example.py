@@ -1,0 +1,86 @@
+"""A complete example case made from a template brain that an installed package ships: no download, no patient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.processing import resample_from_to
+from scipy import ndimage
+
+from brats_inpainting.data import masks
+from brats_inpainting.errors import ConfigError
+
+CASE = "BraTS-GLI-00000-000"
+SHAPE = (240, 240, 155)
+AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
+# The same grid in the template's space: the template's origin falls on voxel (119, 114, 66), as in BraTS brains.
+TEMPLATE_AFFINE = np.array([[-1, 0, 0, 119], [0, -1, 0, 114], [0, 0, 1, -66], [0, 0, 0, 1]])
+NECK = 2  # lowest slices, left empty because a brain that touches the edge looks cropped
+WHITE = 1000  # intensity of the brain's 99.9 percentile
+TUMOUR, HEALTHY = 4_000, 12_000  # about so many voxels: small, so that few slices are to be inpainted
+MARGIN = 5  # voxels by which the challenge enlarges a tumour
+DEPTH = 10  # voxels below the brain's surface at which both are centred
+
+
+def write_example(folder: Path, *, seed: int = 0) -> Path:
+    """Write a case as in the challenge's training data: a healthy brain with a tumour's mask and a healthy one.
+
+    The brain is the ICBM152 2009a T1 template that nilearn ships, translated to the BraTS grid, never rescaled.
+    The same seed and library versions give the same bytes.
+
+    Args:
+        folder: receives the folder ``BraTS-GLI-00000-000`` with the five files of the challenge.
+        seed: decides the masks.
+
+    Returns:
+        The case's folder.
+
+    Raises:
+        ConfigError: nilearn is not installed.
+    """
+    t1n_XYZ = _brain()
+    unhealthy_XYZ, healthy_XYZ = _masks(t1n_XYZ > 0, np.random.default_rng(seed))
+    mask_XYZ = unhealthy_XYZ | healthy_XYZ
+    volumes = {
+        "t1n": t1n_XYZ,
+        "t1n-voided": np.where(mask_XYZ, np.int16(0), t1n_XYZ),
+        "mask": mask_XYZ.astype(np.uint8),
+        "mask-healthy": healthy_XYZ.astype(np.uint8),
+        "mask-unhealthy": unhealthy_XYZ.astype(np.uint8),
+    }
+    case = folder / CASE
+    case.mkdir(parents=True, exist_ok=True)
+    for name, volume_XYZ in volumes.items():
+        image = nib.Nifti1Image(volume_XYZ, AFFINE)
+        image.set_qform(AFFINE, code=1)
+        image.set_sform(AFFINE, code=1)
+        image.header.set_xyzt_units("mm")
+        nib.save(image, case / f"{CASE}-{name}.nii.gz")
+    return case
+
+
+def _brain() -> np.ndarray:
+    """Return the template in the BraTS grid: X × Y × Z, int16, background 0."""
+    try:
+        from nilearn.datasets import load_mni152_template  # noqa: PLC0415 -- an extra, and slow to import
+    except ImportError as error:
+        raise ConfigError(
+            "nilearn is missing, which ships the example's brain\n  Run pip install 'brats-inpainting[example]'."
+        ) from error
+    template = load_mni152_template(resolution=1)
+    moved = resample_from_to(template, (SHAPE, TEMPLATE_AFFINE), order=0)  # whole voxels: nothing is interpolated
+    brain_XYZ = np.asarray(moved.dataobj)
+    brain_XYZ[:, :, :NECK] = 0
+    return np.round(brain_XYZ * (WHITE / np.percentile(brain_XYZ[brain_XYZ > 0], 99.9))).astype(np.int16)
+
+
+def _masks(brain_XYZ: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the enlarged tumour and a healthy compartment away from it, both bool X × Y × Z."""
+    deep_XYZ = ndimage.binary_erosion(brain_XYZ, iterations=DEPTH)
+    anywhere_XYZ = np.full(SHAPE, np.inf)
+    tumour_XYZ = brain_XYZ & masks.healthy_mask(deep_XYZ, anywhere_XYZ, [masks.compartment(rng, TUMOUR)], rng)
+    unhealthy_XYZ = ndimage.distance_transform_edt(~tumour_XYZ) <= MARGIN
+    distance_XYZ = ndimage.distance_transform_edt(~unhealthy_XYZ)
+    return unhealthy_XYZ, masks.healthy_mask(deep_XYZ, distance_XYZ, [masks.compartment(rng, HEALTHY)], rng)

@@ -1,0 +1,92 @@
+"""Predictions and truth → scores, one row a case, as in the paper's tables 1 and 2."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from brats_inpainting import metrics
+from brats_inpainting.data import cases
+from brats_inpainting.data.cases import Case
+from brats_inpainting.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case's scores inside the healthy mask, and what changed against the input inside and outside the mask."""
+
+    case: str
+    ssim: float
+    psnr: float
+    mse: float
+    changed_inside: float
+    changed_outside: float
+
+
+COLUMNS = ("case", "SSIM", "PSNR", "MSE", "voxels changed inside", "outside the mask")
+
+
+def evaluate(predictions: Path, data_path: Path, report_path: Path | None = None) -> list[Row]:
+    """Score every case of ``data_path`` for which there is a truth.
+
+    Args:
+        predictions: folder with ``{id}-t1n-inference.nii.gz``.
+        data_path: folder of complete cases, with ``t1n`` and ``mask-healthy`` beside the inputs.
+        report_path: receives scores.csv, and one picture per case.
+
+    Raises:
+        ConfigError: when a prediction or a truth is missing.
+        CaseError: when a prediction does not fit its case.
+    """
+    rows = [_row(case, predictions, report_path) for case in cases.find(data_path)]
+    if report_path:
+        with (report_path / "scores.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(asdict(rows[0])))
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+    return rows
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Return the mean, the standard deviation and the median over cases, as rows."""
+    table = np.array([list(asdict(row).values())[1:] for row in rows], float)
+    spread = table.std(axis=0, ddof=1) if len(rows) > 1 else np.zeros(table.shape[1])
+    return [
+        Row(name, *(float(v) for v in values))
+        for name, values in (("mean", table.mean(axis=0)), ("± std", spread), ("median", np.median(table, axis=0)))
+    ]
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Format a row for a table."""
+    counts = (f"{row.changed_inside:,.0f}", f"{row.changed_outside:,.0f}")
+    return (row.case, f"{row.ssim:.4f}", f"{row.psnr:.2f}", f"{row.mse:.5f}", *counts)
+
+
+def _row(case: Case, predictions: Path, report_path: Path | None) -> Row:
+    voided_XYZ, mask_XYZ = _volume(case.image), _volume(case.mask) > 0.5
+    truth_XYZ = _volume(case.image.with_name(case.image.name.replace("-voided", "").replace("_voided", "")))
+    healthy_XYZ = _volume(case.mask.with_name(case.mask.name.replace("mask.nii", "mask-healthy.nii"))) > 0.5
+    filled_XYZ = _volume(predictions / cases.output_name(case.id))
+    scores = metrics.score(filled_XYZ, truth_XYZ, voided_XYZ, healthy_XYZ)
+    if report_path:
+        from brats_inpainting import report
+
+        report_path.mkdir(parents=True, exist_ok=True)
+        text = f"{case.id}   SSIM {scores.ssim:.3f}   PSNR {scores.psnr:.2f}   MSE {scores.mse:.4f}"
+        views = {"voided": voided_XYZ, "filled": filled_XYZ, "truth": truth_XYZ}
+        report.mosaic(views, healthy_XYZ, report_path / f"{case.id}.png", title=text)
+    changed_XYZ = filled_XYZ != voided_XYZ
+    inside, outside = (int(np.count_nonzero(changed_XYZ & region)) for region in (mask_XYZ, ~mask_XYZ))
+    return Row(case.id, scores.ssim, scores.psnr, scores.mse, inside, outside)
+
+
+def _volume(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file\n  Evaluation needs the prediction, t1n and mask-healthy of every case.")
+    return np.asanyarray(nib.load(path).dataobj).astype(np.float32)

@@ -1,0 +1,182 @@
+"""Many cases into one output folder: nothing is lost when one of them, or the run itself, fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from brats_inpainting.data import cases, slices, volume
+from brats_inpainting.data.cases import Case
+from brats_inpainting.data.slices import Stack
+from brats_inpainting.data.volume import Scan
+from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.infer import Inpainter
+from brats_inpainting.progress import Watch, duration
+
+log = logging.getLogger(__name__)
+
+Existing = Literal["error", "overwrite", "resume"]
+
+
+@dataclass
+class Run:
+    """Cases to be filled and where each goes; then what became of them.
+
+    ``report_path`` receives run.json and the uncertainty maps: the output folder holds filled scans and nothing else.
+    """
+
+    inpainter: Inpainter
+    jobs: dict[Path, Case]
+    seed: int = 0
+    keep_dtype: bool = False
+    report_path: Path | None = None
+    quiet: bool = False
+    failed: dict[str, str] = field(default_factory=dict)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def start(self, existing: Existing) -> None:
+        """Make the folders, drop what a killed run left behind, and settle what happens to existing outputs.
+
+        Raises:
+            ConfigError: when a folder cannot be written, or outputs exist and nothing was said about them, or were
+                made with other settings than those of the run that resumes.
+        """
+        for folder in {target.parent for target in self.jobs} | ({self.report_path} if self.report_path else set()):
+            _make_writable(folder)
+        there = [target for target in self.jobs if target.exists()]
+        if there and existing == "error":
+            raise ConfigError(
+                f"{there[0]}: exists already{f', and so do {len(there) - 1} more' if there[1:] else ''}\n"
+                "  Say --resume to keep what is finished, or --overwrite to make everything anew."
+            )
+        if existing == "resume":
+            self._resume(there)
+        for target in self.jobs:
+            volume.partial(target).unlink(missing_ok=True)
+
+    def go(self) -> None:
+        """Fill all cases; a case that fails is noted in ``failed`` and never stops the others."""
+        by_id = {case.id: target for target, case in self.jobs.items()}
+        with Watch(len(self.jobs), quiet=self.quiet) as watch:
+            for stack in self.inpainter.fill(self._scans(watch), seed=self.seed, on_pass=watch.advance):
+                self._deliver(stack, by_id[stack.scan.id], watch)
+        self._write_report()
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything that the outputs depend on."""
+        return {
+            "sampling": self.inpainter.sampling.model_dump(mode="json"),
+            "weights": self.inpainter.weights.sha256,
+            "seed": self.seed,
+            "keep_dtype": self.keep_dtype,
+        }
+
+    def _scans(self, watch: Watch) -> Iterator[Scan]:
+        sampling = self.inpainter.sampling
+        for target, case in self.jobs.items():
+            try:
+                scan = volume.prepare(cases.load(case), dilate=sampling.dilate)
+            except CaseError as error:
+                self._fail(case.id, error, watch)
+                continue
+            todo = len(slices.masked(scan.mask_HWS))
+            watch.open(todo * sampling.samples * sampling.passes)
+            if todo:
+                yield scan
+            else:
+                self._deliver(Stack(scan, sampling.samples), target, watch)
+
+    def _deliver(self, stack: Stack, target: Path, watch: Watch) -> None:
+        scan = stack.scan
+        started = time.perf_counter()
+        result_XYZ, spread_XYZ = self.inpainter.finish(stack)
+        try:
+            volume.save(volume.image_like(scan.loaded, result_XYZ, keep_dtype=self.keep_dtype), target)
+            if spread_XYZ is not None and self.report_path:
+                name = target.name.replace(".nii", "-std.nii")
+                volume.save(volume.image_like(scan.loaded, spread_XYZ), self.report_path / name)
+        except CaseError as error:
+            self._fail(scan.id, error, watch)
+            return
+        changed_XYZ = result_XYZ != scan.loaded.image_XYZ
+        report = {
+            "output": target.name,
+            "slices": len(slices.masked(scan.mask_HWS)),
+            "voxels_in_mask": int(scan.mask_XYZ.sum()),
+            "voxels_changed_inside": int(np.count_nonzero(changed_XYZ & scan.mask_XYZ)),
+            "voxels_changed_outside": int(np.count_nonzero(changed_XYZ & ~scan.mask_XYZ)),
+            "seconds": round(stack.seconds + time.perf_counter() - started, 2),
+            "warnings": scan.loaded.warnings,
+        }
+        self.reports[scan.id] = report
+        watch.close()
+        log.info(
+            "%s: %d slices in %s, %s voxels changed inside the mask, %s outside, written to %s",
+            scan.id,
+            report["slices"],
+            duration(report["seconds"]),
+            f"{report['voxels_changed_inside']:,}",
+            f"{report['voxels_changed_outside']:,}",
+            target,
+        )
+        self._write_report()
+
+    def _fail(self, case_id: str, error: CaseError, watch: Watch) -> None:
+        self.failed[case_id] = str(error)
+        watch.close()
+        log.error("%s", error)
+
+    def _resume(self, there: list[Path]) -> None:
+        record = self.report_path / "run.json" if self.report_path else None
+        if record and record.exists() and there:
+            stored = json.loads(record.read_text())
+            if stored["settings"] != self.settings():
+                differing = [k for k, v in self.settings().items() if stored["settings"].get(k) != v]
+                raise ConfigError(
+                    f"{record}: the outputs there were made with another {' and '.join(differing)}\n"
+                    "  Repeat those settings, or say --overwrite, or choose another output folder."
+                )
+            self.reports = stored["cases"]
+        self.jobs = {target: case for target, case in self.jobs.items() if target not in there}
+        log.info("%d finished cases kept, %d to do", len(there), len(self.jobs))
+
+    def _write_report(self) -> None:
+        """Write run.json: settings, versions and what became of every case, so that the run can be repeated."""
+        if not self.report_path:
+            return
+        packages = ("brats-inpainting", "torch", "numpy", "nibabel", "scipy")
+        content = {
+            "settings": self.settings(),
+            "weights": str(self.inpainter.weights),
+            "device": str(self.inpainter.device),
+            "batch_size": self.inpainter.batch_size,
+            "threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+            "cases": self.reports,
+            "failed": self.failed,
+        }
+        with volume.whole_or_not_at_all(self.report_path / "run.json") as hidden:
+            hidden.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _make_writable(folder: Path) -> None:
+    """Create a folder and prove that it can be written."""
+    probe = folder / ".partial-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written ({error.strerror})\n  Give another folder, or mount it writable."
+        ) from error

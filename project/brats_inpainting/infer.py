@@ -1,0 +1,243 @@
+"""The straight line: a masked scan walks in, a filled one walks out.
+
+Shapes: S slices of a batch, C channels, H W a window; X Y Z a volume.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.nifti1 import Nifti1Image
+from torch import Tensor
+
+from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET, PRESETS, SamplingConfig
+from brats_inpainting.data import cases, slices, volume
+from brats_inpainting.data.slices import Slice, Stack
+from brats_inpainting.data.volume import Scan
+from brats_inpainting.diffusion import checkpoint, noise, samplers
+from brats_inpainting.diffusion.checkpoint import Weights
+from brats_inpainting.diffusion.process import Denoiser, Schedule
+from brats_inpainting.errors import ConfigError, InpaintingError
+
+log = logging.getLogger(__name__)
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine that a bare array is given: BraTS order, 1 mm
+BATCH = {"cuda": 32, "mps": 8, "cpu": 4}  # the paper's on a GPU; more gains nothing on a CPU
+
+
+class Inpainting(NamedTuple):
+    """A filled scan; ``std`` is the voxel-wise standard deviation of several samples, ``timings`` are seconds."""
+
+    image: Any
+    std: Any
+    timings: dict[str, float]
+
+
+OnPass = Callable[[int], None]
+
+
+@dataclass
+class Inpainter:
+    """A network, the way it is sampled, and the device that it runs on.
+
+    ``batch_size`` is halved whenever memory runs out.
+    """
+
+    weights: Weights
+    sampling: SamplingConfig
+    device: torch.device
+    batch_size: int
+
+    @classmethod
+    def load(
+        cls,
+        weights: Path | str | None = None,
+        *,
+        preset: str = DEFAULT_PRESET,
+        device: str = "auto",
+        batch_size: int | None = None,
+        **overrides: Any,
+    ) -> Inpainter:
+        """Load a network and choose how to sample it.
+
+        Args:
+            weights: a ``.safetensors`` or ``.pt`` file; the bundled weights if not given.
+            preset: a name in ``config.PRESETS``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
+            batch_size: slices per network pass; chosen by the device if not given.
+            overrides: fields of ``SamplingConfig`` that replace the preset's.
+
+        Raises:
+            CheckpointError: when the weights cannot be used.
+            ConfigError: when there is no such preset or device.
+        """
+        if preset not in PRESETS:
+            raise ConfigError(f"no preset named {preset!r}\n  There are: {', '.join(PRESETS)}.")
+        sampling = SamplingConfig.model_validate(PRESETS[preset].model_dump() | overrides)
+        where = choose_device(device)
+        return cls(checkpoint.load(weights or BUNDLED_WEIGHTS), sampling, where, batch_size or BATCH[where.type])
+
+    def __post_init__(self) -> None:
+        """Put the network where it will work."""
+        steps = self.weights.diffusion.steps
+        if self.sampling.steps > steps:
+            raise ConfigError(f"{self.sampling.steps} steps asked for\n  The weights were trained with {steps}.")
+        self.weights.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._schedule = Schedule.linear(steps)
+
+    def inpaint(self, image: Any, mask: Any, *, seed: int = 0) -> Inpainting:
+        """Fill one scan.
+
+        Args:
+            image: T1 volume, X × Y × Z, as an array in LPS order with 1 mm voxels, or as a NIfTI image in any
+                orientation; skull-stripped, background 0; whatever stands inside the mask is ignored.
+            mask: likewise; more than 0.5 counts as mask.
+            seed: the result depends on it, and on nothing random besides.
+
+        Returns:
+            The filled scan and the standard deviation over the samples (``None`` for one sample), arrays for an
+            array, NIfTI images for an image; float32.
+
+        Raises:
+            CaseError: naming every reason why the scan cannot be processed.
+        """
+        started = time.perf_counter()
+        images = [i if isinstance(i, Nifti1Image) else Nifti1Image(_storable(i), LPS) for i in (image, mask)]
+        loaded = cases.examine("the scan", images[0], images[1], names=("image", "mask"))
+        scan = volume.prepare(loaded, dilate=self.sampling.dilate)
+        prepared = time.perf_counter()
+        stack = next(self.fill([scan], seed=seed), Stack(scan, self.sampling.samples))
+        filled = time.perf_counter()
+        result_XYZ, std_XYZ = self.finish(stack)
+        timings = {"prepare": prepared - started, "fill": filled - prepared, "finish": time.perf_counter() - filled}
+        if not isinstance(image, Nifti1Image):
+            return Inpainting(result_XYZ, std_XYZ, timings)
+        std = None if std_XYZ is None else volume.image_like(loaded, std_XYZ)
+        return Inpainting(volume.image_like(loaded, result_XYZ), std, timings)
+
+    @torch.inference_mode()
+    def fill(self, scans: Iterable[Scan], *, seed: int = 0, on_pass: OnPass | None = None) -> Iterator[Stack]:
+        """Sample every masked slice of every scan, in batches across scans, and yield each scan when it is complete.
+
+        Scans with an empty mask need no work and are not yielded. ``on_pass(n)`` is told after each network step how
+        many slices took it.
+        """
+        window = self.weights.diffusion.window
+        todo = (piece for scan in scans for piece in slices.todo(Stack(scan, self.sampling.samples), window=window))
+        for batch in slices.batches(todo, lambda: self.batch_size):
+            started = time.perf_counter()
+            samples_S1HW = self._sample(batch, seed, on_pass or (lambda _: None))
+            share = (time.perf_counter() - started) / len(batch)
+            for piece, sample_1HW in zip(batch, samples_S1HW, strict=True):
+                piece.stack.add(piece, sample_1HW[0])
+                piece.stack.seconds += share
+                if not piece.stack.missing:
+                    yield piece.stack
+
+    def finish(self, stack: Stack) -> tuple[np.ndarray, np.ndarray | None]:
+        """Stack, smooth and undo (paper §3.3): the filled volume and the spread, X × Y × Z in the scan's intensities."""
+        scan, sampling = stack.scan, self.sampling
+        spread_XYZ = None if stack.std_HWS is None else scan.spread(stack.std_HWS)
+        if not scan.mask_HWS.any():
+            return scan.loaded.image_XYZ, spread_XYZ
+        if sampling.replace == "slices":
+            return scan.everywhere(volume.smooth(stack.mean_HWS, sampling.smoothing)), spread_XYZ
+        stacked_HWS = np.where(scan.mask_HWS, stack.mean_HWS, scan.image_HWS)
+        return scan.inside(volume.smooth(stacked_HWS, sampling.smoothing)), spread_XYZ
+
+    def _sample(self, batch: list[Slice], seed: int, on_pass: OnPass) -> np.ndarray:
+        """Sample the slices of a batch, S × 1 × H × W in [0, 1]; with half as many at a time if memory runs out."""
+        size = self.batch_size
+        try:
+            parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+            return np.concatenate([self._sample_at_once(part, size, seed, on_pass) for part in parts])
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+                raise
+            if size == 1:
+                raise InpaintingError(
+                    f"not enough memory on {self.device} for a single slice\n  Use --device cpu, or smaller weights."
+                ) from error
+        self.batch_size = size // 2
+        log.warning("memory ran out with %d slices at a time; going on with %d", size, self.batch_size)
+        return self._sample(batch, seed, on_pass)
+
+    def _sample_at_once(self, batch: list[Slice], size: int, seed: int, on_pass: OnPass) -> np.ndarray:
+        """Sample up to ``size`` slices, padded to exactly so many: the shape of the work never varies."""
+        low, high = self.weights.diffusion.image_range
+        scaled_SCHW = _padded([torch.from_numpy(piece.condition_Chw) for piece in batch], size)
+        condition_SCHW = torch.cat([low + (high - low) * scaled_SCHW[:, :1], scaled_SCHW[:, 1:]], dim=1)
+
+        def draw(step: int) -> Tensor:
+            return _padded([self._draw(piece, seed, step) for piece in batch], size).to(self.device)
+
+        denoise = Denoiser(
+            self.weights.network,
+            condition_SCHW.to(self.device, memory_format=torch.channels_last),
+            self._schedule,
+            self.weights.diffusion,
+        )
+        x0_S1HW = samplers.SAMPLERS[self.sampling.sampler](
+            denoise,
+            draw(0),
+            self._schedule.timesteps(self.sampling.steps),
+            self._schedule,
+            noise=lambda k: draw(k + 1),
+            on_step=lambda _: on_pass(len(batch)),
+        )
+        return ((x0_S1HW[: len(batch)] - low) / (high - low)).float().cpu().numpy()
+
+    def _draw(self, piece: Slice, seed: int, step: int) -> Tensor:
+        """Draw the noise of a slice's whole frame, and cut its window: 1 × H × W."""
+        rows, columns = piece.window
+        frame_HW = noise.draw(
+            piece.stack.scan.frame.size,
+            seed=seed,
+            z=piece.z,
+            sample=piece.sample,
+            step=step,
+            mode=self.sampling.noise,
+        )
+        return frame_HW[None, rows, columns]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device to work on; ``auto`` takes a GPU that this build of torch can use, else the CPU.
+
+    A GPU that is not there gives the CPU and a warning.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"no device named {name!r}\n  There are: auto, cpu, cuda, cuda:0 and so on, mps.") from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        log.warning("%s is not there; working on the CPU", name)
+        return torch.device("cpu")
+    return device
+
+
+def _padded(rows: list[Tensor], size: int) -> Tensor:
+    """Stack rows, and add zeros up to ``size`` of them."""
+    empty = torch.zeros_like(rows[0])
+    return torch.stack([*rows, *[empty] * (size - len(rows))])
+
+
+def _storable(array: Any) -> np.ndarray:
+    """Return an array of a type that NIfTI knows."""
+    values = np.asarray(array)
+    return values.astype(np.uint8) if values.dtype == bool else values.astype(np.float32)

@@ -1,0 +1,75 @@
+"""How far a run has come, and how long it will still take: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+LINE_EVERY = 30.0  # seconds between plain lines
+
+
+class Watch:
+    """Progress over cases × slices × steps, on stderr; the total is learned as the cases are opened."""
+
+    def __init__(self, cases: int, *, quiet: bool = False) -> None:
+        """Expect ``cases`` cases; say nothing if ``quiet``."""
+        self.cases, self.opened, self.closed = cases, 0, 0
+        self.known = self.done = 0
+        self.started = self.last_line = time.monotonic()
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        if sys.stderr.isatty() and not quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task("reading", total=1.0, left="")
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the bar."""
+        if self.bar:
+            self.bar.stop()
+
+    def open(self, passes: int) -> None:
+        """Count a case that needs ``passes`` slice-passes of the network."""
+        self.opened += 1
+        self.known += passes
+
+    def close(self) -> None:
+        """Count a case that is finished, or has failed."""
+        self.closed += 1
+        self.opened = max(self.opened, self.closed)
+
+    def advance(self, passes: int) -> None:
+        """Count slice-passes, and show where the run stands."""
+        self.done += passes
+        fraction = self.done / max(1, self.known) * self.opened / max(1, self.cases)
+        now = time.monotonic()
+        left = (now - self.started) * (1 - fraction) / fraction if fraction else 0.0
+        where = f"case {min(self.closed + 1, self.cases)} of {self.cases}, {self.done:,} slice passes"
+        if self.bar:
+            self.bar.update(self.task, completed=fraction, description=where, left=f"{duration(left)} left")
+        elif not self.quiet and now - self.last_line >= LINE_EVERY:
+            self.last_line = now
+            sys.stderr.write(f"{where}, {fraction:.0%} done, {duration(left)} left\n")
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: 42 s, 3 min 10 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

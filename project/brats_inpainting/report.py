@@ -1,0 +1,47 @@
+"""Pictures of filled brains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from brats_inpainting.errors import ConfigError
+
+PLANES = ("sagittal", "coronal", "axial")  # the plane across axis 0, 1, 2 of an LPS array
+
+
+def mosaic(views: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, path: Path, *, title: str) -> None:
+    """Write a PNG: one column per volume, one row per plane, all through the mask's centre.
+
+    Args:
+        views: name → volume in LPS, X × Y × Z, all in the same intensities; the last one sets the grey levels.
+        mask_XYZ: bool, outlined in every view; not empty.
+        path: the PNG to write.
+        title: the line above everything.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("pictures need matplotlib\n  pip install 'brats-inpainting[report]'") from error
+    centre = [int(round(float(c))) for c in np.argwhere(mask_XYZ).mean(axis=0)]
+    reference = list(views.values())[-1]
+    white = float(np.percentile(reference[reference > 0], 99.5))
+    figure = Figure(figsize=(3 * len(views), 9), facecolor="black", layout="constrained")
+    figure.suptitle(title, color="white")
+    grid = figure.subplots(3, len(views), squeeze=False)
+    for axes, axis in zip(grid, (2, 1, 0), strict=True):
+        outline = mask_XYZ.take(centre[axis], axis=axis)
+        for ax, (name, volume) in zip(axes, views.items(), strict=True):
+            ax.imshow(_upright(volume.take(centre[axis], axis=axis), axis), cmap="gray", vmin=0, vmax=white)
+            if name != list(views)[-1]:
+                ax.contour(_upright(outline, axis), [0.5], colors="#ffb000", linewidths=0.6)
+            ax.set_title(f"{name}, {PLANES[axis]}", color="white", fontsize=8)
+            ax.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def _upright(plane: np.ndarray, axis: int) -> np.ndarray:
+    """Turn a plane of an LPS array so that anterior or superior is up."""
+    return plane.T if axis == 2 else plane.T[::-1]
