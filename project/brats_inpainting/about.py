@@ -12,9 +12,7 @@ from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET, PRESETS
 
 def facts() -> dict[str, str]:
     """Return name → text, in the order in which people ask."""
-    presets = [
-        f"{name}{' (default)' if name == DEFAULT_PRESET else ''}: {preset}" for name, preset in PRESETS.items()
-    ]
+    presets = [f"{name}{' (default)' if name == DEFAULT_PRESET else ''}: {preset}" for name, preset in PRESETS.items()]
     with BUNDLED_WEIGHTS.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_inpainting.data import cases, volume
+from brats_inpainting.data import cases, slices, volume
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.errors import CaseError, ConfigError
 
@@ -28,8 +28,9 @@ def biharmonic(scan: Scan) -> np.ndarray:
     except ImportError as error:
         raise ConfigError("biharmonic needs scikit-image\n  pip install scikit-image") from error
     filled_HWS = scan.image_HWS.copy()
-    for z in np.flatnonzero(scan.mask_HWS.any(axis=(0, 1))):
-        filled_HWS[:, :, z] = inpaint_biharmonic(scan.image_HWS[:, :, z], scan.mask_HWS[:, :, z])
+    for z in slices.masked(scan.mask_HWS):
+        image_HW, mask_HW = (np.ascontiguousarray(a[:, :, z]) for a in (scan.image_HWS, scan.mask_HWS))
+        filled_HWS[:, :, z] = inpaint_biharmonic(image_HW, mask_HW)
     return filled_HWS
 
 

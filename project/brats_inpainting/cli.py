@@ -10,7 +10,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +32,7 @@ app = typer.Typer(
 log = logging.getLogger("brats_inpainting")
 out = Console(highlight=False, soft_wrap=True)
 
-Preset = StrEnum("Preset", list(PRESETS))
+PRESET_NAMES = ", ".join(PRESETS)
 SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
 NoiseMode = StrEnum("NoiseMode", ["independent", "shared", "slerp"])
 Baseline = StrEnum("Baseline", ["mean", "biharmonic"])
@@ -66,16 +65,22 @@ def common(
 @app.command()
 def infer(
     data_path: Annotated[Path | None, _option("data-path", "Folder with one sub-folder per case.")] = None,
-    output_path: Annotated[Path | None, _option("output-path", "Folder that receives {id}-t1n-inference.nii.gz.")] = None,
+    output_path: Annotated[
+        Path | None, _option("output-path", "Folder that receives {id}-t1n-inference.nii.gz.")
+    ] = None,
     image: Annotated[Path | None, _option("image", "A single T1, instead of --data-path.")] = None,
     mask: Annotated[Path | None, _option("mask", "Its mask.")] = None,
     output: Annotated[Path | None, _option("output", "The file to write for --image and --mask.")] = None,
     weights: WeightsFile = None,
-    parameters_file: Annotated[Path | None, _option("parameters-file", "YAML: our names or guided-diffusion's.")] = None,
-    preset: Annotated[Preset | None, _option("preset", f"How to sample. Default: {DEFAULT_PRESET}.")] = None,
+    parameters_file: Annotated[
+        Path | None, _option("parameters-file", "YAML: our names or guided-diffusion's.")
+    ] = None,
+    preset: Annotated[str | None, _option("preset", f"How to sample: {PRESET_NAMES}.")] = None,
     sampler: Annotated[SamplerName | None, _option("sampler", "Instead of the preset's.")] = None,
     steps: Annotated[int | None, _option("steps", "Sampler steps, instead of the preset's.", min=1)] = None,
-    samples: Annotated[int | None, _option("samples", "Average K samples; their spread goes to --report-path.", min=1)] = None,
+    samples: Annotated[
+        int | None, _option("samples", "Average K samples; their spread goes to --report-path.", min=1)
+    ] = None,
     noise: Annotated[NoiseMode | None, _option("noise", "How slices share noise along z.")] = None,
     smoothing: Annotated[float | None, _option("smoothing", "Gaussian sigma in voxels, 0 = off.", min=0)] = None,
     dilate: Annotated[float | None, _option("dilate", "Grow the mask by so many millimetres.", min=0)] = None,
@@ -83,7 +88,9 @@ def infer(
     device: Annotated[str | None, _option("device", "auto, cpu, cuda, cuda:1, mps.")] = None,
     batch_size: Annotated[str, _option("batch-size", "Slices per network pass: auto or a number.")] = "auto",
     resume: Annotated[bool, _option("resume", "Keep finished outputs, make the others.")] = False,
-    overwrite: Annotated[bool, _option("overwrite", "Make existing outputs anew.", envvar="BRATS_INPAINTING_OVERWRITE")] = False,
+    overwrite: Annotated[
+        bool, _option("overwrite", "Make existing outputs anew.", envvar="BRATS_INPAINTING_OVERWRITE")
+    ] = False,
     keep_dtype: Annotated[bool, _option("keep-dtype", "Write the input's data type instead of float32.")] = False,
     report_path: ReportPath = None,
 ) -> None:
@@ -217,7 +224,10 @@ def _jobs(
 
 def _sampling(preset: str | None, said: Parameters, flags: dict[str, Any]) -> SamplingConfig:
     """Settle the sampling: the preset, changed by the parameters file, changed by the command line."""
-    chosen = PRESETS[preset or said.preset or DEFAULT_PRESET].model_dump()
+    name = preset or said.preset or DEFAULT_PRESET
+    if name not in PRESETS:
+        raise ConfigError(f"no preset named {name!r}\n  There are: {', '.join(PRESETS)}.")
+    chosen = PRESETS[name].model_dump()
     return SamplingConfig.model_validate(chosen | said.sampling | {k: v for k, v in flags.items() if v is not None})
 
 
@@ -237,21 +247,17 @@ def _finish(failed: dict[str, str]) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.stderr.write("interrupted; finished cases are kept, --resume goes on\n")
     raise SystemExit(128 + number)
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Run the app; turn every outcome into its exit code and a message that says what to do."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
     try:
-        sys.exit(app(standalone_mode=False))
+        app(args)
     except InpaintingError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(UNUSABLE)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(UNUSABLE)
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("interrupted; finished cases are kept\n")
-        sys.exit(130)

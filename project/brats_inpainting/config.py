@@ -19,8 +19,8 @@ class Settings(BaseModel):
 class UNetConfig(Settings):
     """Shape of the guided-diffusion U-Net; the defaults are the paper's 113,672,066-parameter network (§3.2).
 
-    Level ``i`` of the network is ``width * multipliers[i]`` channels wide and works at 1 / 2**i of the resolution;
-    ``blocks`` residual blocks per level; self-attention with ``heads`` heads at the downsampling factors ``attention_at``.
+    Level ``i`` of the network is ``width * multipliers[i]`` channels wide and works at 1 / 2**i of the resolution, with
+    ``blocks`` residual blocks; self-attention with ``heads`` heads stands at the downsampling factors ``attention_at``.
     """
 
     width: PositiveInt = Field(default=128, multiple_of=32)
@@ -72,6 +72,11 @@ class SamplingConfig(Settings):
     def passes(self) -> int:
         """Network passes per slice and sample."""
         return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+
+    @property
+    def spacing(self) -> Literal["even", "log_snr"]:
+        """How the timesteps are spaced: evenly for the ancestral chain and DDIM, in log-SNR for the ODE solvers."""
+        return "even" if self.sampler in ("ddpm", "ddim") else "log_snr"
 
 
 PRESETS = {

@@ -88,5 +88,7 @@ def _row(case: Case, predictions: Path, report_path: Path | None) -> Row:
 
 def _volume(path: Path) -> np.ndarray:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file\n  Evaluation needs the prediction, t1n and mask-healthy of every case.")
+        raise ConfigError(
+            f"{path}: no such file\n  Evaluation needs the prediction, t1n and mask-healthy of every case."
+        )
     return np.asanyarray(nib.load(path).dataobj).astype(np.float32)

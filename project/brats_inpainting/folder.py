@@ -99,8 +99,8 @@ class Run:
     def _deliver(self, stack: Stack, target: Path, watch: Watch) -> None:
         scan = stack.scan
         started = time.perf_counter()
-        result_XYZ, spread_XYZ = self.inpainter.finish(stack)
         try:
+            result_XYZ, spread_XYZ = self.inpainter.finish(stack)
             volume.save(volume.image_like(scan.loaded, result_XYZ, keep_dtype=self.keep_dtype), target)
             if spread_XYZ is not None and self.report_path:
                 name = target.name.replace(".nii", "-std.nii")
@@ -109,13 +109,14 @@ class Run:
             self._fail(scan.id, error, watch)
             return
         changed_XYZ = result_XYZ != scan.loaded.image_XYZ
+        seconds = stack.seconds + time.perf_counter() - started
         report = {
             "output": target.name,
             "slices": len(slices.masked(scan.mask_HWS)),
             "voxels_in_mask": int(scan.mask_XYZ.sum()),
             "voxels_changed_inside": int(np.count_nonzero(changed_XYZ & scan.mask_XYZ)),
             "voxels_changed_outside": int(np.count_nonzero(changed_XYZ & ~scan.mask_XYZ)),
-            "seconds": round(stack.seconds + time.perf_counter() - started, 2),
+            "seconds": round(seconds, 2),
             "warnings": scan.loaded.warnings,
         }
         self.reports[scan.id] = report
@@ -124,7 +125,7 @@ class Run:
             "%s: %d slices in %s, %s voxels changed inside the mask, %s outside, written to %s",
             scan.id,
             report["slices"],
-            duration(report["seconds"]),
+            duration(seconds),
             f"{report['voxels_changed_inside']:,}",
             f"{report['voxels_changed_outside']:,}",
             target,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
@@ -25,7 +24,7 @@ from brats_inpainting.data.volume import Scan
 from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.process import Denoiser, Schedule
-from brats_inpainting.errors import ConfigError, InpaintingError
+from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +142,10 @@ class Inpainter:
                     yield piece.stack
 
     def finish(self, stack: Stack) -> tuple[np.ndarray, np.ndarray | None]:
-        """Stack, smooth and undo (paper §3.3): the filled volume and the spread, X × Y × Z in the scan's intensities."""
+        """Stack, smooth and undo (paper §3.3): the filled volume and the spread, X × Y × Z in own intensities."""
         scan, sampling = stack.scan, self.sampling
+        if not np.isfinite(stack.mean_HWS).all():
+            raise CaseError(f"{scan.id}: the network returned NaN or infinity\n  Use other weights, or another device.")
         spread_XYZ = None if stack.std_HWS is None else scan.spread(stack.std_HWS)
         if not scan.mask_HWS.any():
             return scan.loaded.image_XYZ, spread_XYZ
@@ -188,7 +189,7 @@ class Inpainter:
         x0_S1HW = samplers.SAMPLERS[self.sampling.sampler](
             denoise,
             draw(0),
-            self._schedule.timesteps(self.sampling.steps),
+            self._schedule.timesteps(self.sampling.steps, spacing=self.sampling.spacing),
             self._schedule,
             noise=lambda k: draw(k + 1),
             on_step=lambda _: on_pass(len(batch)),

@@ -82,7 +82,8 @@ def stripe_index(volume_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
         mask_XYZ: bool or {0, 1}, what was inpainted.
 
     Returns:
-        About 1 for seamless tissue, more for stripes; NaN if the mask or the shell holds no two neighbours.
+        The ratio, to be read beside the truth's own: stripes raise it, blur lowers it. NaN if the mask or the shell
+        holds no two neighbours.
 
     Raises:
         CaseError: shapes differ, or the mask is empty.
@@ -102,7 +103,7 @@ def stripe_index(volume_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
 def _ssim(pair_XYZ: list[Tensor], mask_XYZ: Tensor) -> float:
     """Average the structural similarity over the mask; it is computed only in the box that the mask's windows see."""
     try:
-        from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: PLC0415 -- an extra
+        from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
         raise ConfigError("torchmetrics is missing\n  Run pip install 'brats-inpainting[eval]'.") from error
     span = max(float(volume.max() - volume.min()) for volume in pair_XYZ)

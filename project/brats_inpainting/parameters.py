@@ -88,6 +88,11 @@ def read(path: Path) -> Parameters:
         )
     except _WrongValue as error:
         raise refuse(error.key, error.why) from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(
+            f"{path}: the network's {problem['loc'][0]}: {problem['msg']}, not {problem['input']}"
+        ) from error
 
 
 class _WrongValue(ValueError):

@@ -24,7 +24,12 @@ class Watch:
         self.quiet = quiet
         self.bar: Progress | None = None
         if sys.stderr.isatty() and not quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
             self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self.task = self.bar.add_task("reading", total=1.0, left="")
 

@@ -25,7 +25,7 @@ def mosaic(views: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, path: Path, *,
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("pictures need matplotlib\n  pip install 'brats-inpainting[report]'") from error
-    centre = [int(round(float(c))) for c in np.argwhere(mask_XYZ).mean(axis=0)]
+    centre = [round(float(c)) for c in np.argwhere(mask_XYZ).mean(axis=0)]
     reference = list(views.values())[-1]
     white = float(np.percentile(reference[reference > 0], 99.5))
     figure = Figure(figsize=(3 * len(views), 9), facecolor="black", layout="constrained")

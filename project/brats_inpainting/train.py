@@ -37,7 +37,7 @@ def train(data_path: Path, output_path: Path, config: TrainConfig) -> Path:
     """
     torch.manual_seed(config.seed)
     output_path.mkdir(parents=True, exist_ok=True)
-    net = UNet(config.unet).to(memory_format=torch.channels_last)
+    net = UNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=0)
     schedule = Schedule.linear(config.diffusion.steps)
@@ -83,8 +83,8 @@ def train(data_path: Path, output_path: Path, config: TrainConfig) -> Path:
                 config.diffusion,
                 x0,
                 condition,
-                t_S,
-                torch.randn_like(x0),
+                t_S=t_S,
+                noise_S1HW=torch.randn_like(x0),
                 weight_S1HW=weight / weight.mean(),
             )
         loss = (mse + vb).mean()

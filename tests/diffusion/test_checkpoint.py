@@ -250,8 +250,9 @@ def test_a_wrong_architecture_names_the_tensors_that_do_not_fit(net, tmp_path):
     ]
 
 
-def test_weights_that_contradict_the_given_architecture_are_refused(saved):
-    assert "wrong architecture" in refused(saved, unet=UNetConfig(width=32, multipliers=(1, 2), blocks=1))
+@pytest.mark.parametrize("change", [{"multipliers": (1, 2)}, {"blocks": 2}, {"attention_at": ()}, {"in_channels": 4}])
+def test_weights_that_contradict_the_given_architecture_are_refused(saved, change):
+    assert "wrong architecture" in refused(saved, unet=SMALL.model_copy(update=change))
 
 
 def test_the_stored_settings_are_readable_by_anyone(saved):

@@ -37,6 +37,12 @@ def outputs(x0, eps):
     return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}
 
 
+def losses(out, x0, eps, *, kind="eps", weight=None):
+    """The loss of a network that says ``out``."""
+    config = DiffusionConfig(prediction=kind)
+    return training_losses(lambda *_: out, SCHEDULE, config, x0, CONDITION, t_S=T_S, noise_S1HW=eps, weight_S1HW=weight)
+
+
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
 def test_one_draw_of_q_sample_is_as_noisy_as_all_single_steps_together(t):
     mean, variance = 1.0, 0.0
@@ -93,6 +99,7 @@ def test_timesteps_fall_from_the_last_to_zero(count):
     assert len(timesteps) == count
     assert timesteps == sorted(set(timesteps), reverse=True)
     assert (timesteps[0], timesteps[-1]) == (999, 0)
+    assert np.ptp(np.diff(timesteps)) <= 1  # evenly
 
 
 def test_a_single_timestep_is_the_last():
@@ -119,14 +126,14 @@ def test_the_learned_variance_runs_from_the_posteriors_to_beta():
 def test_a_perfect_network_has_no_loss(truth, kind):
     x0, eps, _ = truth
     perfect = torch.cat([outputs(x0, eps)[kind], -torch.ones(SHAPE)], dim=1)
-    mse, vb = training_losses(lambda *_: perfect, SCHEDULE, DiffusionConfig(prediction=kind), x0, CONDITION, T_S, eps)
+    mse, vb = losses(perfect, x0, eps, kind=kind)
     assert float(mse.max()) < 1e-12  # squares of float32 rounding
     assert float(vb.abs().max()) < 1e-4  # rounding of x̂_0, over the small posterior variance
 
 
 def test_a_network_without_a_variance_channel_has_no_bound(truth):
     x0, eps, _ = truth
-    mse, vb = training_losses(lambda *_: eps + 1, SCHEDULE, DiffusionConfig(), x0, CONDITION, T_S, eps)
+    mse, vb = losses(eps + 1, x0, eps)
     torch.testing.assert_close(mse, torch.ones(3), rtol=FLOAT32, atol=0)
     assert torch.equal(vb, torch.zeros(3))
 
@@ -134,7 +141,7 @@ def test_a_network_without_a_variance_channel_has_no_bound(truth):
 def test_the_bound_teaches_the_variance_and_leaves_the_mean_alone(truth):
     x0, eps, _ = truth
     out = torch.zeros(3, 2, 8, 8, requires_grad=True)
-    _, vb = training_losses(lambda *_: out, SCHEDULE, DiffusionConfig(), x0, CONDITION, T_S, eps)
+    _, vb = losses(out, x0, eps)
     vb.sum().backward()
     assert not out.grad[:, 0].any()
     assert out.grad[:, 1].all()
@@ -146,9 +153,7 @@ def test_pixel_weights_choose_where_errors_count(truth):
     inside[..., 2:6, 2:6] = 1
 
     def mse(out, weight):
-        return training_losses(
-            lambda *_: out, SCHEDULE, DiffusionConfig(), x0, CONDITION, T_S, eps, weight_S1HW=weight
-        ).mse_S
+        return losses(out, x0, eps, weight=weight).mse_S
 
     assert torch.equal(mse(eps + (1 - inside), inside), torch.zeros(3))  # wrong only where nothing counts
     torch.testing.assert_close(mse(eps + 1, 4 * inside), torch.ones(3), rtol=FLOAT32, atol=0)  # 16 of 64 pixels

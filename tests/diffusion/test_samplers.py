@@ -30,13 +30,6 @@ def exact(x):
     return MEAN + SD * (x - ALPHA[-1] * MEAN) / STD[-1]
 
 
-def even_in_log_snr(count):
-    """Timesteps at about equal distances in log(α/σ), the variable in which DPM-Solver++ is of second order."""
-    log_snr = np.log(ALPHA / SIGMA)
-    places = np.interp(np.linspace(log_snr[-1], log_snr[0], count), log_snr[::-1], np.arange(1000)[::-1])
-    return sorted({round(t) for t in places}, reverse=True)
-
-
 def draw(seed, size=64):
     return torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(seed))
 
@@ -84,7 +77,7 @@ def test_ddim_ends_where_diffusers_does(count):
 @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m, heun])
 def test_more_steps_come_closer_to_the_exact_flow(sampler):
     errors = [
-        distance(sampler(gaussian, draw(0), even_in_log_snr(count), SCHEDULE), exact(draw(0)))
+        distance(sampler(gaussian, draw(0), SCHEDULE.timesteps(count, spacing="log_snr"), SCHEDULE), exact(draw(0)))
         for count in (5, 10, 20, 50)
     ]
     assert errors == sorted(errors, reverse=True)
@@ -92,7 +85,10 @@ def test_more_steps_come_closer_to_the_exact_flow(sampler):
 
 def test_twenty_steps_of_dpmpp_2m_come_within_one_percent_of_the_exact_flow():
     # one percent of the image is what a reader does not see; measured: 0.76 %
-    assert distance(dpmpp_2m(gaussian, draw(0), even_in_log_snr(20), SCHEDULE), exact(draw(0))) < 0.01
+    assert (
+        distance(dpmpp_2m(gaussian, draw(0), SCHEDULE.timesteps(20, spacing="log_snr"), SCHEDULE), exact(draw(0)))
+        < 0.01
+    )
 
 
 def test_ancestral_sampling_with_the_exact_variance_returns_the_distribution_of_the_data():
@@ -119,10 +115,9 @@ def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posterior_variance():
     assert distance(ddim(gaussian, draw(0), timesteps, SCHEDULE, noise=noise, eta=1), ancestral) < 1e-5
 
 
-def test_ddim_with_eta_0_takes_no_noise():
-    timesteps = SCHEDULE.timesteps(20)
-    silent, noisy = (ddim(gaussian, draw(0), timesteps, SCHEDULE, noise=source) for source in (None, noise))
-    assert torch.equal(silent, noisy)
+@pytest.mark.parametrize("sampler", [ddim, dpmpp_2m, heun])
+def test_deterministic_samplers_leave_the_noise_alone(sampler):
+    sampler(gaussian, draw(0), SCHEDULE.timesteps(5), SCHEDULE, noise=lambda k: pytest.fail(f"noise {k} was drawn"))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from brats_inpainting.config import UNetConfig
-from brats_inpainting.diffusion.unet import UNet, timestep_embedding
+from brats_inpainting.diffusion.unet import Attention, UNet, timestep_embedding
 
-from ..golden import SMALL, network, rnd
+from ..golden import SMALL, fill, network, rnd
 
 
 def test_the_time_embedding_has_its_cosines_first():
@@ -15,6 +15,17 @@ def test_the_time_embedding_has_its_cosines_first():
     frequencies = 10000.0 ** -(torch.arange(4) / 4)
     expected = torch.cat([(999 * frequencies).cos(), (999 * frequencies).sin()])
     torch.testing.assert_close(embedding[1], expected, rtol=0, atol=1e-4)  # float32 angles up to 999
+
+
+def test_several_heads_attend_in_guided_diffusions_order():
+    attention, x, heads, features = Attention(64, 2), rnd("attention", (3, 64, 4, 6)), 2, 32
+    for name, parameter in attention.named_parameters():
+        parameter.data = fill(name, parameter.shape)
+    # heads outermost, then q, k and v within each (QKVAttentionLegacy)
+    q, k, v = attention.qkv(attention.norm(x).flatten(2)).reshape(3 * heads, 3 * features, 24).split(features, dim=1)
+    weights = (q.transpose(1, 2) @ k / features**0.5).softmax(dim=-1)
+    expected = x + attention.proj_out((v @ weights.transpose(1, 2)).reshape(3, 64, 24)).reshape(x.shape)
+    torch.testing.assert_close(attention(x, None), expected, rtol=0, atol=1e-5)  # float32 sums over 64 values near one
 
 
 @pytest.mark.parametrize(

@@ -181,8 +181,10 @@ def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image
         f"{name}   {_times(i.shape)}, origin {_numbers(i.affine[:3, 3])}, axes {_numbers(i.affine[:3, :3].ravel())}"
         for name, i in zip(names, (image, mask), strict=True)
     ]
-    yield "mask and image lie on different grids\n  " + "\n  ".join(lines) + (
-        "\n  Resample the mask onto the image (nearest neighbour), then run this case again."
+    yield (
+        "mask and image lie on different grids\n  "
+        + "\n  ".join(lines)
+        + ("\n  Resample the mask onto the image (nearest neighbour), then run this case again.")
     )
 
 
@@ -231,9 +233,7 @@ def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndar
 
 def background(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
     """Return the value of the background: the median of the volume's faces outside the mask; 0 in BraTS."""
-    faces = [
-        image_XYZ.take(end, axis=axis)[~mask_XYZ.take(end, axis=axis)] for axis in range(3) for end in (0, -1)
-    ]
+    faces = [image_XYZ.take(end, axis=axis)[~mask_XYZ.take(end, axis=axis)] for axis in range(3) for end in (0, -1)]
     values = np.concatenate(faces)
     return float(np.median(values)) if values.size else 0.0
 

@@ -64,7 +64,7 @@ def write_example(folder: Path, *, seed: int = 0) -> Path:
 def _brain() -> np.ndarray:
     """Return the template in the BraTS grid: X × Y × Z, int16, background 0."""
     try:
-        from nilearn.datasets import load_mni152_template  # noqa: PLC0415 -- an extra, and slow to import
+        from nilearn.datasets import load_mni152_template
     except ImportError as error:
         raise ConfigError(
             "nilearn is missing, which ships the example's brain\n  Run pip install 'brats-inpainting[example]'."

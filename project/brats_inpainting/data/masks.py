@@ -72,7 +72,7 @@ def healthy_mask(
     sites = sites[brain_XYZ[x, y, z] & (distance_XYZ[x, y, z] >= MIN_DISTANCE)]
     found: list[tuple[float, tuple[slice, ...], np.ndarray]] = []
     for site in sites[:ATTEMPTS]:
-        shape = moved(shapes[rng.integers(len(shapes))], rng)
+        shape = moved(shapes[int(rng.integers(len(shapes)))], rng)
         start = site - np.array(shape.shape) // 2
         if (start < 0).any() or (start + shape.shape > brain_XYZ.shape).any():
             continue

@@ -80,8 +80,8 @@ class Frame:
     @classmethod
     def around(cls, occupied_LPS: np.ndarray) -> Frame:
         """Take the central 224 × 224; centre on what is occupied if that would be cut; grow if it does not fit."""
-        spans = [_span(occupied_LPS.any(axis=(1 - axis, 2))) for axis in (0, 1)]
-        return cls((spans[0][0], spans[1][0]), (spans[0][1], spans[1][1]))
+        (x, height), (y, width) = _span(occupied_LPS.any(axis=(1, 2))), _span(occupied_LPS.any(axis=(0, 2)))
+        return cls((x, y), (height, width))
 
     def cut(self, array_LPS: np.ndarray) -> np.ndarray:
         """Return the frame of every slice, H × W × S."""

@@ -105,7 +105,7 @@ def dpmpp_2m(
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from the last two estimates, deterministic."""
     alpha, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
-    log_snr = np.log(alpha / sigma)
+    log_snr = schedule.log_snr
     x0, previous, h_previous = x_S1HW, None, 0.0
     for k, (t, t_next) in enumerate(pairwise([*timesteps, None])):
         assert t is not None

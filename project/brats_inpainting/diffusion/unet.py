@@ -6,6 +6,7 @@ Shapes: S slices, C channels, H W in-plane, N = H·W positions, E time-embedding
 from __future__ import annotations
 
 import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,0 +1,5 @@
+"""``python -m brats_inpainting``."""
+
+from brats_inpainting.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""Small brains, small networks, and cases on disk."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from brats_inpainting.config import DiffusionConfig, SamplingConfig, UNetConfig
+from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.infer import LPS, Inpainter
+
+TINY = UNetConfig(width=32, multipliers=(1,), blocks=1, attention_at=(), out_channels=2)
+
+
+class Anything(torch.nn.Module):
+    """A network that returns nonsense, large and wild, different at every call."""
+
+    def forward(self, x_SCHW, _t_S):
+        return 50 * torch.randn(len(x_SCHW), 1, *x_SCHW.shape[2:])
+
+
+def ball(shape, centre, radius):
+    """Bool volume of the voxels nearer to a point than a radius; all three as shares of the shape."""
+    grid = np.meshgrid(*(np.linspace(0, 1, n) for n in shape), indexing="ij")
+    return sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < radius**2
+
+
+def brain(shape, seed=0):
+    """A bright ball with texture on background 0, in 1 … 1000, float32."""
+    texture = np.random.default_rng(seed).uniform(300, 1000, shape)
+    return np.where(ball(shape, (0.5, 0.5, 0.5), 0.4), texture, 0).round().astype(np.float32)
+
+
+def lesion(shape, centre=(0.55, 0.45, 0.5), radius=0.15):
+    """A mask inside the brain."""
+    return ball(shape, centre, radius)
+
+
+def weights(network, **diffusion):
+    """Weights as the loader would return them."""
+    config = DiffusionConfig(**diffusion)
+    return checkpoint.Weights(network, config, checkpoint.Path("test"), "0" * 64, ema=True)
+
+
+def tiny_network(seed=0):
+    """A small network with random weights that do not vanish."""
+    torch.manual_seed(seed)
+    network = UNet(TINY).eval().requires_grad_(requires_grad=False)
+    for parameter in network.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def inpainter(network=None, *, batch_size=4, window=32, **sampling):
+    """An inpainter around a tiny network, two DDIM steps unless told otherwise."""
+    settings = {"sampler": "ddim", "steps": 2} | sampling
+    loaded = weights(network or tiny_network(), prediction="x0", window=window)
+    return Inpainter(loaded, SamplingConfig(**settings), torch.device("cpu"), batch_size)
+
+
+def write_case(folder, case_id, *, shape=(64, 64, 12), mask=None, seed=0):
+    """Write the two files of a case and return its folder."""
+    image = brain(shape, seed)
+    mask = lesion(shape) if mask is None else mask
+    case = folder / case_id
+    case.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.where(mask, 0, image), LPS), case / f"{case_id}-t1n-voided.nii.gz")
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), LPS), case / f"{case_id}-mask.nii.gz")
+    return case
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """A tiny network as a .safetensors file."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    diffusion = DiffusionConfig(prediction="x0", window=32)
+    checkpoint.save(path, tiny_network().state_dict(), unet=TINY, diffusion=diffusion, ema=True, notes={})
+    return path

@@ -1,0 +1,178 @@
+"""Bad input gets a clear error that names the file and what to do, and everything at once."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brats_inpainting.data import cases
+from brats_inpainting.data.cases import Case
+from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.infer import LPS
+
+from ..conftest import ball, brain, lesion, write_case
+
+SHAPE = (64, 64, 12)
+
+
+@pytest.fixture
+def case(tmp_path):
+    write_case(tmp_path, "BraTS-GLI-00001-000")
+    return cases.find(tmp_path)[0]
+
+
+def write(path, array, affine=LPS):
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("x/x-t1n-voided.nii.gz", "x/x-mask.nii.gz"),
+        ("x/x_t1n_voided.nii.gz", "x/x_mask.nii.gz"),
+        ("x/x-t1n-voided.nii", "x/x-mask.nii.gz"),
+        ("x-t1n-voided.nii.gz", "x-mask.nii.gz"),
+    ],
+)
+def test_every_way_to_name_the_files_is_understood(tmp_path, image, mask):
+    (tmp_path / "x").mkdir()
+    for name in (image, mask, "x/x-mask-healthy.nii.gz", "x/notes.txt", "x/.x-mask.nii.gz"):
+        (tmp_path / name).touch()
+    assert cases.find(tmp_path) == [Case("x", tmp_path / image, tmp_path / mask)]
+
+
+def test_a_folder_without_cases_says_what_was_looked_for(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        cases.find(tmp_path / "missing")
+    with pytest.raises(ConfigError, match="ID-t1n-voided.nii.gz"):
+        cases.find(tmp_path)
+
+
+def test_an_incomplete_case_names_the_missing_file(tmp_path):
+    folder = write_case(tmp_path, "BraTS-GLI-00001-000")
+    (folder / "BraTS-GLI-00001-000-mask.nii.gz").unlink()
+    with pytest.raises(CaseError, match="BraTS-GLI-00001-000-mask.nii.gz: no such file"):
+        cases.load(cases.find(tmp_path)[0])
+
+
+def test_a_sound_case_loads_without_a_word(case):
+    loaded = cases.load(case)
+    assert loaded.warnings == []
+    assert loaded.image_XYZ.dtype == np.float32
+    assert (loaded.mask_XYZ == lesion(SHAPE)).all()
+
+
+def test_different_shapes_and_affines_are_shown_side_by_side(case):
+    write(case.mask, np.zeros((64, 64, 11), np.uint8))
+    with pytest.raises(CaseError, match=r"64×64×12(.|\n)*64×64×11(.|\n)*Resample"):
+        cases.load(case)
+    moved = LPS.copy()
+    moved[0, 3] = 0.01
+    write(case.mask, lesion(SHAPE).astype(np.uint8), moved)
+    with pytest.raises(CaseError, match="different grids"):
+        cases.load(case)
+    moved[0, 3] = 0.0005
+    write(case.mask, lesion(SHAPE).astype(np.uint8), moved)
+    assert cases.load(case).mask_XYZ.any()
+
+
+def test_both_files_are_reported_when_both_are_broken(case):
+    case.image.write_bytes(b"not a NIfTI file")
+    case.mask.write_bytes(case.mask.read_bytes()[:200])
+    with pytest.raises(CaseError, match=r"voided(.|\n)*mask"):
+        cases.load(case)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9, 0.999])
+def test_a_truncated_file_is_a_case_error(case, share):
+    whole = case.image.read_bytes()
+    case.image.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(CaseError, match="truncated|damaged"):
+        cases.load(case)
+
+
+def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken(case):
+    raw = bytearray(gzip.decompress(case.image.read_bytes()))
+    raw[40:48] = np.array([3, 500, 500, 500], "<i2").tobytes()
+    case.image.write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(CaseError, match="header promises"):
+        cases.load(case)
+    raw[40:48] = np.array([3, 30000, 30000, 30000], "<i2").tobytes()
+    case.image.write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(CaseError, match="Crop it"):
+        cases.load(case)
+
+
+def test_other_formats_and_dimensions_are_refused(case):
+    write(case.image, np.ones((*SHAPE, 3), np.float32))
+    with pytest.raises(CaseError, match="64×64×12×3"):
+        cases.load(case)
+    write(case.image, np.ones(SHAPE, np.complex64))
+    with pytest.raises(CaseError, match="complex64"):
+        cases.load(case)
+    mgh = case.image.with_suffix("").with_suffix(".mgz")
+    nib.save(nib.MGHImage(brain(SHAPE), LPS), mgh)
+    with pytest.raises(CaseError, match="not NIfTI"):
+        cases.load(Case("x", mgh, case.mask))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity_are_counted(case, value):
+    image = brain(SHAPE)
+    image[:3, 0, 0] = value
+    write(case.image, image)
+    with pytest.raises(CaseError, match="3 NaN or infinite voxels"):
+        cases.load(case)
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_a_constant_image_is_refused(case, value):
+    write(case.image, np.full(SHAPE, value, np.float32))
+    with pytest.raises(CaseError, match="everywhere"):
+        cases.load(case)
+
+
+def test_a_mask_of_probabilities_is_cut_at_one_half_with_a_warning(case):
+    write(case.mask, (0.8 * lesion(SHAPE) + 0.3 * lesion(SHAPE, radius=0.3)).astype(np.float32))
+    loaded = cases.load(case)
+    assert any("more than 0.5" in warning for warning in loaded.warnings)
+    assert (loaded.mask_XYZ == lesion(SHAPE)).all()
+
+
+@pytest.mark.parametrize("value", [-1, np.nan])
+def test_a_negative_or_nan_mask_is_refused(case, value):
+    mask = lesion(SHAPE).astype(np.float32)
+    mask[0, 0, 0] = value
+    write(case.mask, mask)
+    with pytest.raises(CaseError, match="negative or NaN"):
+        cases.load(case)
+
+
+def test_a_mask_over_everything_is_refused(case):
+    write(case.mask, np.ones(SHAPE, np.uint8))
+    with pytest.raises(CaseError, match="whole brain"):
+        cases.load(case)
+
+
+def test_an_empty_mask_warns_that_the_output_is_the_input(case):
+    write(case.mask, np.zeros(SHAPE, np.uint8))
+    assert any("empty" in warning for warning in cases.load(case).warnings)
+
+
+def test_unusual_scans_are_warned_about(case):
+    def warnings_of(image, mask, affine=LPS):
+        write(case.image, image, affine)
+        write(case.mask, mask.astype(np.uint8), affine)
+        return " ".join(cases.load(case).warnings)
+
+    mask, slab = lesion(SHAPE), np.zeros(SHAPE, bool)
+    slab[:, :, 5] = True
+    noise = np.random.default_rng(0).uniform(100, 1000, SHAPE).astype(np.float32)
+    big = np.where(ball((170, 170, 150), (0.5, 0.5, 0.5), 0.49), 500, 0).astype(np.float32)
+    cropped = np.where(ball(SHAPE, (0.15, 0.5, 0.5), 0.3), noise, 0).astype(np.float32)
+    assert "0.8" in warnings_of(brain(SHAPE), mask, np.diag([0.8, 1, 1, 1]))
+    assert "no background" in warnings_of(noise, mask)
+    assert "skull" in warnings_of(big, lesion(big.shape), np.diag([1.1, 1.1, 1.1, 1]))
+    assert "cropped" in warnings_of(cropped, mask)
+    assert "1 slices" in warnings_of(brain(SHAPE), slab)

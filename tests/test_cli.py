@@ -1,0 +1,208 @@
+"""The command line as its users call it: exit codes, existing outputs, clean output folders, interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brats_inpainting import cli
+
+from .conftest import LPS, brain, write_case
+
+IDS = ["BraTS-GLI-00001-000", "BraTS-GLI-00002-000"]
+
+
+def run(*args):
+    """Run the app in this process; return its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(arg) for arg in args])
+    return stop.value.code or 0
+
+
+@pytest.fixture
+def data(tmp_path):
+    for seed, case_id in enumerate(IDS):
+        write_case(tmp_path / "data", case_id, seed=seed)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def infer(data, tmp_path, tiny_weights):
+    def call(*args, weights=tiny_weights):
+        fixed = ("--data-path", data, "--output-path", tmp_path / "out", "--weights", weights, "--device", "cpu")
+        return run("--quiet", "infer", *fixed, "--steps", 2, *args)
+
+    return call
+
+
+def outputs(tmp_path):
+    return sorted(path.name for path in (tmp_path / "out").iterdir())
+
+
+NAMES = [f"{case_id}-t1n-inference.nii.gz" for case_id in IDS]
+
+
+def test_the_output_folder_holds_filled_scans_and_nothing_else(infer, tmp_path):
+    assert infer("--report-path", tmp_path / "report", "--samples", 2) == 0
+    assert outputs(tmp_path) == NAMES
+    report = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert set(report["cases"]) == set(IDS)
+    for case_id in IDS:
+        assert report["cases"][case_id]["voxels_changed_outside"] == 0
+        assert (tmp_path / "report" / f"{case_id}-t1n-inference-std.nii.gz").exists()
+
+
+def test_underscores_and_equal_signs_will_do(data, tmp_path, tiny_weights):
+    paths = (f"--data_path={data}", f"--output_path={tmp_path / 'out'}", f"--weights={tiny_weights}")
+    assert run("infer", *paths, "--steps=1") == 0
+    assert outputs(tmp_path) == NAMES
+
+
+def test_a_single_pair_of_files_can_be_filled(data, tmp_path, tiny_weights):
+    files = [data / IDS[0] / f"{IDS[0]}-{kind}.nii.gz" for kind in ("t1n-voided", "mask")]
+    pair = ("--image", files[0], "--mask", files[1], "--output", tmp_path / "out" / "filled.nii.gz")
+    assert run("infer", *pair, "--weights", tiny_weights, "--steps", 1) == 0
+    assert outputs(tmp_path) == ["filled.nii.gz"]
+    assert run("infer", *pair[:-1], tmp_path / "filled.txt", "--weights", tiny_weights) == 2
+
+
+def test_existing_outputs_are_an_error_unless_something_is_said(infer, tmp_path):
+    assert infer() == 0
+    first = (tmp_path / "out" / NAMES[0]).read_bytes()
+    assert infer("--seed", 1) == 2
+    assert infer("--seed", 1, "--resume") == 0
+    assert (tmp_path / "out" / NAMES[0]).read_bytes() == first
+    assert infer("--seed", 1, "--overwrite") == 0
+    assert (tmp_path / "out" / NAMES[0]).read_bytes() != first
+
+
+def test_resume_makes_only_what_is_missing_and_refuses_other_settings(infer, tmp_path, capfd):
+    report = ("--report-path", tmp_path / "report")
+    assert infer(*report) == 0
+    first = (tmp_path / "out" / NAMES[1]).read_bytes()
+    (tmp_path / "out" / NAMES[1]).unlink()
+    assert infer(*report, "--resume", "--seed", 9) == 2
+    assert "another seed" in capfd.readouterr().err
+    assert infer(*report, "--resume") == 0
+    assert (tmp_path / "out" / NAMES[1]).read_bytes() == first
+    assert set(json.loads((tmp_path / "report" / "run.json").read_text())["cases"]) == set(IDS)
+
+
+def test_one_bad_case_does_not_stop_the_others(infer, data, tmp_path, capfd):
+    (data / IDS[0] / f"{IDS[0]}-mask.nii.gz").write_bytes(b"nonsense")
+    assert infer() == 3
+    assert outputs(tmp_path) == NAMES[1:]
+    last_lines = capfd.readouterr().err.strip().splitlines()[-3:]
+    assert last_lines[0] == "1 failed:"
+    assert IDS[0] in last_lines[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["infer"], "say what to fill"),
+        (["infer", "--data-path", "nowhere", "--output-path", "o"], "no such folder"),
+        (["infer", "--stepz", "3"], "No such option"),
+        (["frobnicate"], "No such command"),
+        (["check", "--data-path", "nowhere"], "no such folder"),
+    ],
+)
+def test_unusable_arguments_exit_with_2_and_say_why(args, message, capfd):
+    assert run(*args) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_unusable_settings_exit_with_2_before_anything_is_written(infer, tmp_path, capfd):
+    (tmp_path / "bad.yaml").write_text("stepz: 3")
+    (tmp_path / "bad.pt").write_bytes(b"nonsense")
+    assert infer("--preset", "quick") == 2
+    assert infer("--batch-size", "none") == 2
+    assert infer("--parameters-file", tmp_path / "bad.yaml") == 2
+    assert infer(weights=tmp_path / "bad.pt") == 2
+    assert "Did you mean steps?" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_exits_with_2(infer, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    assert infer() == 2
+
+
+def test_an_empty_mask_copies_the_scan(infer, data, tmp_path):
+    path = data / IDS[0] / f"{IDS[0]}-mask.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((64, 64, 12), np.uint8), nib.load(path).affine), path)
+    assert infer() == 0
+    given, filled = (nib.load(p) for p in (data / IDS[0] / f"{IDS[0]}-t1n-voided.nii.gz", tmp_path / "out" / NAMES[0]))
+    assert (np.asarray(given.dataobj, np.float32) == np.asarray(filled.dataobj)).all()
+
+
+def test_what_a_killed_run_left_behind_is_removed(infer, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".partial-{NAMES[0]}").write_bytes(b"half")
+    assert infer() == 0
+    assert outputs(tmp_path) == NAMES
+
+
+def test_check_lists_every_problem_of_every_case(data, capfd):
+    assert run("check", "--data-path", data) == 0
+    (data / IDS[0] / f"{IDS[0]}-mask.nii.gz").unlink()
+    (data / IDS[1] / f"{IDS[1]}-t1n-voided.nii.gz").write_bytes(b"nonsense")
+    assert run("check", "--data-path", data) == 3
+    told = capfd.readouterr()
+    assert "0 of 2 cases can be filled" in told.out
+    assert f"{IDS[0]}-mask.nii.gz: no such file" in told.err
+    assert f"{IDS[1]}-t1n-voided.nii.gz: not a NIfTI file" in told.err
+
+
+def test_the_parameters_file_is_overridden_by_the_command_line(infer, tmp_path):
+    (tmp_path / "p.yaml").write_text("preset: paper\nsteps: 3\nseed: 4\n")
+    parameters = ("--parameters-file", tmp_path / "p.yaml", "--report-path", tmp_path / "report", "--smoothing", 0)
+    assert infer(*parameters) == 0
+    settings = json.loads((tmp_path / "report" / "run.json").read_text())["settings"]
+    assert settings["seed"] == 4
+    assert settings["sampling"]["steps"] == 2  # the fixture's own --steps
+    assert settings["sampling"]["sampler"] == "ddpm"
+    assert settings["sampling"]["smoothing"] == 0
+
+
+def test_baselines_are_filled_and_evaluated(tmp_path, data):
+    for seed, case_id in enumerate(IDS):
+        files = {kind: data / case_id / f"{case_id}-{kind}.nii.gz" for kind in ("t1n", "mask", "mask-healthy")}
+        nib.save(nib.load(files["mask"]), files["mask-healthy"])
+        nib.save(nib.Nifti1Image(brain((64, 64, 12), seed), LPS), files["t1n"])
+    for method in ("mean", "biharmonic"):
+        assert run("baseline", "--method", method, "--data-path", data, "--output-path", tmp_path / method) == 0
+        places = ("--predictions", tmp_path / method, "--data-path", data, "--report-path", tmp_path / "scores")
+        assert run("evaluate", *places) == 0
+    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == [*(f"{i}.png" for i in IDS), "scores.csv"]
+    assert len((tmp_path / "scores" / "scores.csv").read_text().splitlines()) == 3
+
+
+def test_info_and_help_do_not_import_torch():
+    code = "import sys; from brats_inpainting import cli; cli.main([{!r}])"
+    for argument in ("info", "--help"):
+        script = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code.format(argument)}"
+        told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        assert told.strip().endswith("False")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_exits_cleanly_and_resumes(data, tmp_path, tiny_weights, number, code):
+    args = ["infer", "--data-path", data, "--output-path", tmp_path / "out", "--weights", tiny_weights]
+    command = [sys.executable, "-m", "brats_inpainting", *map(str, args), "--preset", "paper", "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while b"device" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(1)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert all(name in NAMES for name in outputs(tmp_path))
+    assert run(*args, "--steps", "2", "--resume") == 0
+    assert outputs(tmp_path) == NAMES

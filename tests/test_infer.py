@@ -1,0 +1,176 @@
+"""The straight line from arrays to arrays: reproducible to the bit, independent of company, kept within the mask."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from brats_inpainting.config import PRESETS
+from brats_inpainting.data import cases, volume
+from brats_inpainting.data.slices import Stack
+from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
+from brats_inpainting.infer import LPS, Inpainter, choose_device
+
+from .conftest import Anything, brain, inpainter, lesion, tiny_network
+
+SHAPE = (64, 64, 12)
+
+
+def scan_of(seed, case_id, **where):
+    images = [nib.Nifti1Image(a, LPS) for a in (brain(SHAPE, seed), lesion(SHAPE, **where).astype(np.uint8))]
+    return volume.prepare(cases.examine(case_id, *images, names=("image", "mask")))
+
+
+def filled(machine, scans):
+    return {stack.scan.id: machine.finish(stack)[0] for stack in machine.fill(scans, seed=5)}
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("noise", ["independent", "slerp"])
+def test_a_slice_is_the_same_to_the_bit_in_any_company_and_order(sampler, noise):
+    machine = inpainter(sampler=sampler, noise=noise, samples=2)
+    scans = [scan_of(0, "a"), scan_of(1, "b", radius=0.2), scan_of(2, "c", centre=(0.4, 0.5, 0.4))]
+    alone = {name: image for scan in scans for name, image in filled(machine, [scan]).items()}
+    for order in ([0, 1, 2], [2, 1, 0], [1, 0]):
+        for name, image in filled(machine, [scans[i] for i in order]).items():
+            assert image.tobytes() == alone[name].tobytes()
+
+
+def test_batch_sizes_agree_within_a_thousandth_of_the_range():
+    scans = [scan_of(0, "a"), scan_of(1, "b", radius=0.2)]
+    results = [filled(inpainter(batch_size=size, sampler="dpmpp_2m", steps=4), scans) for size in (1, 3, 8)]
+    for name, reference in results[0].items():
+        for other in results[1:]:
+            assert abs(other[name] - reference).max() < 1e-3 * np.ptp(reference)
+
+
+def test_the_seed_decides_and_nothing_else():
+    machine, image, mask = inpainter(), brain(SHAPE), lesion(SHAPE)
+    a, b, c = (machine.inpaint(image, mask, seed=seed).image for seed in (1, 1, 2))
+    assert a.tobytes() == b.tobytes()
+    assert (a[mask] != c[mask]).any()
+    assert (a[~mask] == c[~mask]).all()
+
+
+def test_arrays_give_arrays_and_images_give_images():
+    machine, image, mask = inpainter(samples=2), brain(SHAPE), lesion(SHAPE)
+    arrays = machine.inpaint(image, mask)
+    images = machine.inpaint(nib.Nifti1Image(image, LPS), nib.Nifti1Image(mask.astype(np.uint8), LPS))
+    assert (np.asarray(images.image.dataobj) == arrays.image).all()
+    assert (np.asarray(images.std.dataobj) == arrays.std).all()
+    assert set(arrays.timings) == {"prepare", "fill", "finish"}
+
+
+def test_the_uncertainty_is_zero_outside_the_mask_and_absent_for_one_sample():
+    image, mask = brain(SHAPE), lesion(SHAPE)
+    std = inpainter(samples=3).inpaint(image, mask).std
+    assert (std[~mask] == 0).all()
+    assert (std[mask] > 0).any()
+    assert inpainter().inpaint(image, mask).std is None
+
+
+def test_the_papers_preset_replaces_whole_slices_and_rescales_the_volume():
+    image, mask = brain(SHAPE), lesion(SHAPE)
+    machine = inpainter(replace="slices", sampler="ddpm")
+    result = machine.inpaint(np.where(mask, 0, image), mask).image
+    low, high = np.percentile(np.where(mask, 0, image), (0.5, 99.5))
+    # min-max onto the percentiles, in float32
+    np.testing.assert_allclose([result.min(), result.max()], [low, high], rtol=1e-6, atol=1e-3)
+    assert (result[~mask] != image[~mask]).any()
+
+
+def test_smoothing_touches_the_inside_of_the_mask_only():
+    image, mask = brain(SHAPE), lesion(SHAPE)
+    sharp, smooth = (inpainter(smoothing=sigma).inpaint(image, mask).image for sigma in (0, 1.075))
+    assert (sharp[~mask] == smooth[~mask]).all()
+    assert np.std(smooth[mask]) < np.std(sharp[mask])
+
+
+def test_an_empty_mask_gives_back_the_scan():
+    image = brain(SHAPE)
+    result = inpainter(Anything()).inpaint(image, np.zeros(SHAPE, bool))
+    assert (result.image == image).all()
+
+
+def test_dilation_fills_more():
+    image, mask = brain(SHAPE), lesion(SHAPE)
+    grown = volume.grow(mask, 2, (1, 1, 1))
+    result = inpainter(Anything(), dilate=2).inpaint(image, mask).image
+    assert (result[~grown] == image[~grown]).all()
+    assert (result[grown & ~mask & (image > 0)] != image[grown & ~mask & (image > 0)]).any()
+
+
+def test_the_batch_is_halved_when_memory_runs_out():
+    class Hungry(torch.nn.Module):
+        def forward(self, x_SCHW, _t_S):
+            if len(x_SCHW) > 2:
+                raise torch.OutOfMemoryError("too much")
+            return x_SCHW[:, :1]
+
+    machine = inpainter(Hungry(), batch_size=8)
+    scan = scan_of(0, "a")
+    assert set(filled(machine, [scan])) == {"a"}
+    assert machine.batch_size == 2
+
+
+def test_memory_for_not_even_one_slice_is_said_clearly():
+    class Hungry(torch.nn.Module):
+        def forward(self, _x_SCHW, _t_S):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")
+
+    with pytest.raises(InpaintingError, match="single slice"):
+        inpainter(Hungry()).inpaint(brain(SHAPE), lesion(SHAPE))
+
+
+def test_nan_from_the_network_is_an_error():
+    class Broken(torch.nn.Module):
+        def forward(self, x_SCHW, _t_S):
+            return x_SCHW[:, :1] * torch.nan
+
+    with pytest.raises(CaseError, match="NaN"):
+        inpainter(Broken()).inpaint(brain(SHAPE), lesion(SHAPE))
+
+
+def test_every_masked_slice_is_sampled_with_as_many_passes_as_the_preset_says():
+    for sampler, steps in (("ddim", 3), ("heun", 3), ("ddpm", 4)):
+        calls = []
+
+        class Counting(torch.nn.Module):
+            def forward(self, x_SCHW, _t_S, calls=calls):
+                calls.append(len(x_SCHW))
+                return x_SCHW[:, :1]
+
+        machine = inpainter(Counting(), batch_size=1, sampler=sampler, steps=steps)
+        stack = next(machine.fill([scan_of(0, "a")]))
+        assert isinstance(stack, Stack)
+        assert len(calls) == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()
+
+
+def test_loading_says_what_is_wrong(tiny_weights, tmp_path):
+    with pytest.raises(ConfigError, match="no preset"):
+        Inpainter.load(tiny_weights, preset="fastest")
+    with pytest.raises(ConfigError, match="no device"):
+        Inpainter.load(tiny_weights, device="abacus")
+    with pytest.raises(ConfigError, match="1001 steps"):
+        Inpainter.load(tiny_weights, steps=1001)
+    with pytest.raises(CheckpointError, match="no such weights"):
+        Inpainter.load(tmp_path / "none.pt")
+
+
+def test_overrides_replace_what_the_preset_says(tiny_weights):
+    machine = Inpainter.load(tiny_weights, preset="paper", steps=3, device="cpu")
+    assert machine.sampling == PRESETS["paper"].model_copy(update={"steps": 3})
+
+
+def test_a_gpu_that_is_not_there_gives_the_cpu_and_a_warning(caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("cuda:0") == torch.device("cpu")
+    assert "not there" in caplog.text
+
+
+def test_weights_survive_the_journey_to_disk(tiny_weights):
+    machine = Inpainter.load(tiny_weights, device="cpu")
+    stored = dict(machine.weights.network.state_dict())
+    for name, tensor in tiny_network().state_dict().items():
+        assert torch.equal(stored[name], tensor.half().float())  # half precision on disk
+    assert machine.weights.diffusion.window == 32

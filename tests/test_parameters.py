@@ -1,0 +1,107 @@
+"""Parameters files: ours and guided-diffusion's; errors name the key and the line."""
+
+import pytest
+
+from brats_inpainting import parameters
+from brats_inpainting.config import UNetConfig
+from brats_inpainting.errors import ConfigError
+
+# The keys that the authors' scripts write, with the values of the paper's network.
+PAPERS = """\
+slices_per_sampling: 32 # a comment
+gpu_id: 'cuda:0'
+attention_resolutions: '16'
+batch_size: 8
+channel_mult: ''
+class_cond: False
+data_dir: ''
+diffusion_steps: 1000
+dropout: 0.0
+ema_rate: '0.9999'
+image_size: 256
+learn_sigma: True
+lr: 0.0001
+noise_schedule: 'linear'
+num_channels: 128
+num_head_channels: -1
+num_heads: 1
+num_heads_upsample: -1
+num_res_blocks: 2
+predict_xstart: False
+timestep_respacing: ''
+use_ddim: False
+clip_denoised: True,
+num_ensemble: 1
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    def from_text(text):
+        path = tmp_path / "parameters.yaml"
+        path.write_text(text)
+        return parameters.read(path)
+
+    return from_text
+
+
+def test_an_empty_file_means_defaults(read):
+    assert read("") == read("# nothing\n") == parameters.Parameters()
+
+
+def test_the_papers_file_sets_network_and_batch_and_leaves_the_sampler_alone(read):
+    said = read(PAPERS)
+    assert said.unet == UNetConfig()
+    assert said.diffusion.steps == 1000
+    assert said.batch_size == 32
+    assert said.device == "cuda:0"
+    assert said.preset is None
+    assert said.sampling == {"samples": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "sampling"),
+    [
+        ("timestep_respacing: '250'", {"sampler": "ddpm", "steps": 250}),
+        ("timestep_respacing: ddim25", {"sampler": "ddim", "steps": 25}),
+        ("use_ddim: True,", {"sampler": "ddim", "steps": 1000}),
+        ("num_ensemble: 4", {"samples": 4}),
+    ],
+)
+def test_guided_diffusions_sampling_keys_are_translated(read, line, sampling):
+    assert read(line).sampling == sampling
+
+
+def test_our_own_keys_are_read(read):
+    said = read("preset: paper\nsteps: 7\nsampler: ddim\nseed: 3\nbatch_size: 2\nsmoothing: 0\n")
+    assert (said.preset, said.seed, said.batch_size) == ("paper", 3, 2)
+    assert said.sampling == {"steps": 7, "sampler": "ddim", "smoothing": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nsampels: 2", r"line 2: sampels: unknown key\n.*samples"),
+        ("a: [", "not YAML"),
+        ("- 1\n- 2", "keys and values"),
+        ("steps: many", "line 1: steps: 'many'"),
+        ("seed: 1\nsteps: 0", "line 2: steps: 0"),
+        ("seed: -1", "line 1: seed: -1"),
+        ("num_channels: 128.5", "num_channels: 128.5"),
+        ("channel_mult: 1,b", "channel_mult: '1,b'"),
+        ("image_size: 100", "Say channel_mult"),
+        ("num_channels: 100", "multiple of 32"),
+        ("timestep_respacing: fast", "timestep_respacing: 'fast'"),
+        ("preset: quick", "preset: no preset"),
+        ("use_scale_shift_norm: True", "not supported"),
+        ("noise_schedule: cosine", "not supported"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_key_and_line(read, text, message):
+    with pytest.raises(ConfigError, match=message):
+        read(text)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        parameters.read(tmp_path / "none.yaml")
