@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from brats_inpainting.config import PRESETS, DiffusionConfig, SamplingConfig, UNetConfig
+from brats_inpainting.config import DEFAULT_PRESET, PRESETS, DiffusionConfig, SamplingConfig, UNetConfig
 from brats_inpainting.errors import ConfigError
 
 OWN = {"preset", "seed", "device", "batch_size", *SamplingConfig.model_fields}
@@ -57,42 +57,44 @@ def read(path: Path) -> Parameters:
         ConfigError: naming the key and the line that cannot be used.
     """
     values, lines = _load(path)
+    try:
+        return _parsed(values)
+    except _WrongValue as error:
+        raise ConfigError(f"{path}, line {lines[error.key]}: {error.key}: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{path}: {problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from error
 
-    def refuse(key: str, why: str) -> ConfigError:
-        return ConfigError(f"{path}, line {lines[key]}: {key}: {why}")
 
-    for key in values:
+def _parsed(values: dict[str, Any]) -> Parameters:
+    for key, value in values.items():
         if key not in KNOWN:
             near = difflib.get_close_matches(key, KNOWN, 1)
-            raise refuse(key, f"unknown key\n  {f'Did you mean {near[0]}?' if near else 'Remove it.'}")
-        if key in MUST_BE and values[key] != MUST_BE[key]:
-            raise refuse(key, f"{values[key]!r} is not supported\n  This network has {MUST_BE[key]!r}.")
-    if values.get("preset", "fast") not in PRESETS:
-        raise refuse("preset", f"no preset named {values['preset']!r}\n  There are: {', '.join(PRESETS)}.")
+            raise _WrongValue(key, f"unknown key\n  {f'Did you mean {near[0]}?' if near else 'Remove it.'}")
+        if key in MUST_BE and value != MUST_BE[key]:
+            raise _WrongValue(key, f"{value!r} is not supported\n  This network has {MUST_BE[key]!r}.")
+    if values.get("preset", DEFAULT_PRESET) not in PRESETS:
+        raise _WrongValue("preset", f"no preset named {values['preset']!r}\n  There are: {', '.join(PRESETS)}.")
+    network = bool(NETWORK & set(values))
+    return Parameters(
+        preset=values.get("preset"),
+        sampling=_respaced(values) | _own_sampling(values),
+        seed=_integer(values, "seed", 0),
+        device=str(values.get("device", values.get("gpu_id", ""))) or None,
+        batch_size=_integer(values, "slices_per_sampling" if "slices_per_sampling" in values else "batch_size", 1),
+        unet=_unet(values) if network else None,
+        diffusion=_diffusion(values) if network else None,
+    )
 
+
+def _own_sampling(values: dict[str, Any]) -> dict[str, Any]:
     own = {key: values[key] for key in SamplingConfig.model_fields if key in values}
     try:
         SamplingConfig.model_validate(own)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise refuse(str(problem["loc"][0]), f"{problem['input']!r}: {problem['msg']}") from error
-    try:
-        return Parameters(
-            preset=values.get("preset"),
-            sampling=_respaced(values) | own,
-            seed=_integer(values, "seed", 0),
-            device=str(values.get("device", values.get("gpu_id", ""))) or None,
-            batch_size=_integer(values, "slices_per_sampling" if "slices_per_sampling" in values else "batch_size", 1),
-            unet=_unet(values) if NETWORK & set(values) else None,
-            diffusion=_diffusion(values) if NETWORK & set(values) else None,
-        )
-    except _WrongValue as error:
-        raise refuse(error.key, error.why) from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise ConfigError(
-            f"{path}: the network's {problem['loc'][0]}: {problem['msg']}, not {problem['input']}"
-        ) from error
+        raise _WrongValue(str(problem["loc"][0]), f"{problem['input']!r}: {problem['msg']}") from error
+    return own
 
 
 class _WrongValue(ValueError):
@@ -100,7 +102,7 @@ class _WrongValue(ValueError):
 
     def __init__(self, key: str, why: str) -> None:
         super().__init__(why)
-        self.key, self.why = key, why
+        self.key = key
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

@@ -45,14 +45,14 @@ def test_every_way_to_name_the_files_is_understood(tmp_path, image, mask):
 def test_a_folder_without_cases_says_what_was_looked_for(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
         cases.find(tmp_path / "missing")
-    with pytest.raises(ConfigError, match="ID-t1n-voided.nii.gz"):
+    with pytest.raises(ConfigError, match=r"ID-t1n-voided.nii.gz"):
         cases.find(tmp_path)
 
 
 def test_an_incomplete_case_names_the_missing_file(tmp_path):
     folder = write_case(tmp_path, "BraTS-GLI-00001-000")
     (folder / "BraTS-GLI-00001-000-mask.nii.gz").unlink()
-    with pytest.raises(CaseError, match="BraTS-GLI-00001-000-mask.nii.gz: no such file"):
+    with pytest.raises(CaseError, match=r"BraTS-GLI-00001-000-mask.nii.gz: no such file"):
         cases.load(cases.find(tmp_path)[0])
 
 
@@ -88,7 +88,7 @@ def test_both_files_are_reported_when_both_are_broken(case):
 def test_a_truncated_file_is_a_case_error(case, share):
     whole = case.image.read_bytes()
     case.image.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(CaseError, match="truncated|damaged"):
+    with pytest.raises(CaseError, match=r"truncated|damaged"):
         cases.load(case)
 
 

@@ -65,7 +65,7 @@ def _slices(
         mask |= masks.healthy_mask(brain > 0, anywhere, shapes, rng)
     todo = np.flatnonzero(mask.any(axis=(0, 1)))
     for z in rng.choice(todo, min(PER_BRAIN, len(todo)), replace=False):
-        box = tuple(_span(mask[:, :, z].any(axis=(1 - axis,)), window, rng) for axis in (0, 1))
+        box = tuple(_span(mask[:, :, z].max(axis=1 - axis), window, rng) for axis in (0, 1))
         truth = (brain[:, :, z][box] / np.float32(255)) ** np.float32(np.exp(rng.uniform(-0.22, 0.22)))
         pair = [torch.from_numpy(np.ascontiguousarray(a, np.float32))[None] for a in (truth, mask[:, :, z][box])]
         flip = [1] if rng.random() < 0.5 else []

@@ -74,7 +74,7 @@ def todo(stack: Stack, *, window: int) -> Iterator[Slice]:
     """List the work of one scan: every sample of every masked slice, in windows of at least ``window`` pixels."""
     mask_HWS = stack.scan.mask_HWS
     for z in masked(mask_HWS):
-        rows, columns = (_span(mask_HWS[:, :, z].any(axis=(axis,)), window) for axis in (1, 0))
+        rows, columns = (_span(mask_HWS[:, :, z].max(axis=axis), window) for axis in (1, 0))
         for sample in range(stack.samples):
             yield Slice(stack, z, sample, (rows, columns))
 

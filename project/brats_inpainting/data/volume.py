@@ -80,7 +80,7 @@ class Frame:
     @classmethod
     def around(cls, occupied_LPS: np.ndarray) -> Frame:
         """Take the central 224 × 224; centre on what is occupied if that would be cut; grow if it does not fit."""
-        (x, height), (y, width) = _span(occupied_LPS.any(axis=(1, 2))), _span(occupied_LPS.any(axis=(0, 2)))
+        (x, height), (y, width) = _span(occupied_LPS.max(axis=(1, 2))), _span(occupied_LPS.max(axis=(0, 2)))
         return cls((x, y), (height, width))
 
     def cut(self, array_LPS: np.ndarray) -> np.ndarray:
