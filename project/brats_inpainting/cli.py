@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from brats_inpainting import config
 from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET, PRESETS, SamplingConfig
 from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
 
@@ -99,6 +100,8 @@ def infer(
     from brats_inpainting import parameters
 
     said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
+    if parameters_file:
+        log.info("taken from %s: %s", parameters_file, said)
     flags = {"sampler": sampler, "steps": steps, "samples": samples, "noise": noise, "smoothing": smoothing}
     sampling = _sampling(preset, said, flags | {"dilate": dilate})
 
@@ -224,11 +227,8 @@ def _jobs(
 
 def _sampling(preset: str | None, said: Parameters, flags: dict[str, Any]) -> SamplingConfig:
     """Settle the sampling: the preset, changed by the parameters file, changed by the command line."""
-    name = preset or said.preset or DEFAULT_PRESET
-    if name not in PRESETS:
-        raise ConfigError(f"no preset named {name!r}\n  There are: {', '.join(PRESETS)}.")
-    chosen = PRESETS[name].model_dump()
-    return SamplingConfig.model_validate(chosen | said.sampling | {k: v for k, v in flags.items() if v is not None})
+    given = {name: value for name, value in flags.items() if value is not None}
+    return config.sampling(preset or said.preset or DEFAULT_PRESET, **said.sampling | given)
 
 
 def _whole_number(text: str) -> int | None:
@@ -247,6 +247,11 @@ def _finish(failed: dict[str, str]) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
+def _flags_first(args: list[str]) -> list[str]:
+    """Let -v and --quiet stand anywhere."""
+    return sorted(args, key=lambda arg: arg not in ("-v", "--verbose", "--quiet"))
+
+
 def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
     sys.stderr.write("interrupted; finished cases are kept, --resume goes on\n")
     raise SystemExit(128 + number)
@@ -257,7 +262,7 @@ def main(args: list[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     try:
-        app(args)
+        app(_flags_first(sys.argv[1:] if args is None else args))
     except InpaintingError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(UNUSABLE)

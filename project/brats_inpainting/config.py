@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+
+from brats_inpainting.errors import ConfigError
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "small-1.safetensors"
 
@@ -30,6 +32,12 @@ class UNetConfig(Settings):
     heads: PositiveInt = 1
     in_channels: PositiveInt = 3
     out_channels: Literal[1, 2] = 2
+
+    @model_validator(mode="after")
+    def _heads_divide_the_channels(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.width} channels")
+        return self
 
     @property
     def stride(self) -> int:
@@ -84,6 +92,21 @@ PRESETS = {
     "paper": SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices"),
 }
 DEFAULT_PRESET = "fast"
+
+
+def sampling(preset: str, **overrides: Any) -> SamplingConfig:
+    """Return a preset with some of its fields replaced.
+
+    Raises:
+        ConfigError: when there is no such preset, or a value is out of range.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"no preset named {preset!r}\n  There are: {', '.join(PRESETS)}.")
+    try:
+        return SamplingConfig.model_validate(PRESETS[preset].model_dump() | overrides)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from error
 
 
 class TrainConfig(Settings):

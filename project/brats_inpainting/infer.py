@@ -17,7 +17,8 @@ import torch
 from nibabel.nifti1 import Nifti1Image
 from torch import Tensor
 
-from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET, PRESETS, SamplingConfig
+from brats_inpainting import config
+from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET, SamplingConfig
 from brats_inpainting.data import cases, slices, volume
 from brats_inpainting.data.slices import Slice, Stack
 from brats_inpainting.data.volume import Scan
@@ -76,13 +77,10 @@ class Inpainter:
 
         Raises:
             CheckpointError: when the weights cannot be used.
-            ConfigError: when there is no such preset or device.
+            ConfigError: when there is no such preset or device, or an override is out of range.
         """
-        if preset not in PRESETS:
-            raise ConfigError(f"no preset named {preset!r}\n  There are: {', '.join(PRESETS)}.")
-        sampling = SamplingConfig.model_validate(PRESETS[preset].model_dump() | overrides)
-        where = choose_device(device)
-        return cls(checkpoint.load(weights or BUNDLED_WEIGHTS), sampling, where, batch_size or BATCH[where.type])
+        where, how = choose_device(device), config.sampling(preset, **overrides)
+        return cls(checkpoint.load(weights or BUNDLED_WEIGHTS), how, where, batch_size or BATCH[where.type])
 
     def __post_init__(self) -> None:
         """Put the network where it will work."""

@@ -49,6 +49,11 @@ class Parameters:
     unet: UNetConfig | None = None
     diffusion: DiffusionConfig | None = None
 
+    def __str__(self) -> str:
+        """List what was said, and nothing else."""
+        said = {name: value for name, value in vars(self).items() if value not in (None, {})}
+        return "; ".join(f"{name} {value}" for name, value in said.items()) or "nothing"
+
 
 def read(path: Path) -> Parameters:
     """Read a parameters file; an empty one means defaults.

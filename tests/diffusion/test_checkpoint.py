@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from brats_inpainting.config import DiffusionConfig, UNetConfig
@@ -251,8 +251,15 @@ def test_a_wrong_architecture_names_the_tensors_that_do_not_fit(net, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"multipliers": (1, 2)}, {"blocks": 2}, {"attention_at": ()}, {"in_channels": 4}])
-def test_weights_that_contradict_the_given_architecture_are_refused(saved, change):
-    assert "wrong architecture" in refused(saved, unet=SMALL.model_copy(update=change))
+def test_weights_that_contradict_the_given_architecture_are_refused(saved, tmp_path, change):
+    torch.save(load_file(saved), tmp_path / "model.pt")
+    assert "wrong architecture" in refused(tmp_path / "model.pt", unet=SMALL.model_copy(update=change))
+
+
+def test_what_is_stored_with_the_weights_wins_over_a_parameters_file(saved):
+    weights = checkpoint.load(saved, unet=UNetConfig(), diffusion=DiffusionConfig(prediction="v"))
+    assert weights.network.config == SMALL
+    assert weights.diffusion == checkpoint.load(saved).diffusion
 
 
 def test_the_stored_settings_are_readable_by_anyone(saved):

@@ -48,8 +48,8 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
 
     Args:
         path: our ``.safetensors``, or guided-diffusion's ``.pt`` (a bare state dict, ``module.`` prefixes allowed).
-        unet: the architecture, if it is known from a parameters file; else it is stored, or told by the shapes.
-        diffusion: likewise what the numbers mean; else it is stored, or the paper's.
+        unet: the architecture of a file that stores none; told by the shapes where nothing is given.
+        diffusion: likewise what the numbers mean; the paper's where nothing is given.
 
     Returns:
         The network in float32 on the CPU, with everything known about it.
@@ -66,8 +66,9 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
     else:
         state, stored = _read_pickle(path), {}
     try:
-        unet = unet or (UNetConfig.model_validate(stored["unet"]) if "unet" in stored else _architecture(state))
-        diffusion = diffusion or DiffusionConfig.model_validate(stored.get("diffusion", {}))
+        unet = UNetConfig.model_validate(stored["unet"]) if "unet" in stored else unet or _architecture(state)
+        if diffusion is None or "diffusion" in stored:
+            diffusion = DiffusionConfig.model_validate(stored.get("diffusion", {}))
     except (ValueError, LookupError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{path}: its tensors, or the settings stored with them, are not those of a guided-diffusion U-Net\n"
