@@ -167,7 +167,8 @@ def evaluate(
 
     rows = scoring.evaluate(predictions, data_path, report_path)
     table = Table(*scoring.COLUMNS, box=None)
-    for row in [*rows, *scoring.summary(rows)]:
+    table.columns[0].no_wrap = True
+    for row in [*rows, *(scoring.summary(rows) if len(rows) > 1 else [])]:
         table.add_row(*scoring.cells(row))
     out.print(table)
     if report_path:

@@ -13,6 +13,7 @@ import numpy as np
 from brats_inpainting import metrics
 from brats_inpainting.data import cases
 from brats_inpainting.data.cases import Case
+from brats_inpainting.data.volume import Orientation
 from brats_inpainting.errors import ConfigError
 
 
@@ -53,13 +54,10 @@ def evaluate(predictions: Path, data_path: Path, report_path: Path | None = None
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """Return the mean, the standard deviation and the median over cases, as rows."""
+    """Return the mean, the standard deviation (of the sample) and the median over two or more cases, as rows."""
     table = np.array([list(asdict(row).values())[1:] for row in rows], float)
-    spread = table.std(axis=0, ddof=1) if len(rows) > 1 else np.zeros(table.shape[1])
-    return [
-        Row(name, *(float(v) for v in values))
-        for name, values in (("mean", table.mean(axis=0)), ("± std", spread), ("median", np.median(table, axis=0)))
-    ]
+    moments = {"mean": table.mean(axis=0), "± std": table.std(axis=0, ddof=1), "median": np.median(table, axis=0)}
+    return [Row(name, *(float(v) for v in values)) for name, values in moments.items()]
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -87,8 +85,10 @@ def _row(case: Case, predictions: Path, report_path: Path | None) -> Row:
 
 
 def _volume(path: Path) -> np.ndarray:
+    """Read a volume in LPS, float32."""
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such file\n  Evaluation needs the prediction, t1n and mask-healthy of every case."
         )
-    return np.asanyarray(nib.load(path).dataobj).astype(np.float32)
+    image = nib.load(path)
+    return Orientation.of(image.affine).apply(np.asanyarray(image.dataobj).astype(np.float32))
