@@ -146,7 +146,7 @@ class Inpainter:
             raise CaseError(f"{scan.id}: the network returned NaN or infinity\n  Use other weights, or another device.")
         spread_XYZ = None if stack.std_HWS is None else scan.spread(stack.std_HWS)
         if not scan.mask_HWS.any():
-            return scan.loaded.image_XYZ, spread_XYZ
+            return scan.voided_XYZ, spread_XYZ
         if sampling.replace == "slices":
             return scan.everywhere(volume.smooth(stack.mean_HWS, sampling.smoothing)), spread_XYZ
         stacked_HWS = np.where(scan.mask_HWS, stack.mean_HWS, scan.image_HWS)
@@ -159,7 +159,7 @@ class Inpainter:
             parts = [batch[start : start + size] for start in range(0, len(batch), size)]
             return np.concatenate([self._sample_at_once(part, size, seed, on_pass) for part in parts])
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
             if size == 1:
                 raise InpaintingError(

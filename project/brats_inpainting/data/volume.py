@@ -120,13 +120,15 @@ def _span(occupied: np.ndarray) -> tuple[int, int]:
 class Scan:
     """A case made ready for the network, and all that is needed to go back.
 
-    ``image_HWS`` lies in [0, 1] with the mask set to 0; ``mask_HWS`` is bool.
+    ``voided_XYZ`` has the scan's own intensities, the mask set to background; ``image_HWS`` lies in [0, 1], the mask
+    set to 0; both masks are bool.
     """
 
     loaded: Loaded
     orientation: Orientation
     intensity: Intensity
     frame: Frame
+    voided_XYZ: np.ndarray
     mask_XYZ: np.ndarray
     image_HWS: np.ndarray
     mask_HWS: np.ndarray
@@ -139,13 +141,13 @@ class Scan:
     def inside(self, framed_HWS: np.ndarray) -> np.ndarray:
         """Return the scan in its own intensities, filled from ``framed_HWS`` inside the mask, untouched elsewhere."""
         filled_XYZ = self.intensity.undo(np.clip(self._unframed(framed_HWS), 0, 1))
-        return np.where(self.mask_XYZ, filled_XYZ, self.loaded.image_XYZ)
+        return np.where(self.mask_XYZ, filled_XYZ, self.voided_XYZ)
 
     def everywhere(self, framed_HWS: np.ndarray) -> np.ndarray:
         """Return ``framed_HWS`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3)."""
         whole_XYZ = np.clip(self._unframed(framed_HWS), 0, 1)
         low, high = float(whole_XYZ.min()), float(whole_XYZ.max())
-        return Intensity.of(self.loaded.image_XYZ, (0.5, 99.5)).undo(Intensity(low, high).scale(whole_XYZ))
+        return Intensity.of(self.voided_XYZ, (0.5, 99.5)).undo(Intensity(low, high).scale(whole_XYZ))
 
     def spread(self, std_HWS: np.ndarray) -> np.ndarray:
         """Return a standard deviation in the scan's own intensities, 0 outside the mask."""
@@ -180,7 +182,7 @@ def prepare(loaded: Loaded, *, dilate: float = 0.0) -> Scan:
     frame = Frame.around(mask_LPS | (orientation.apply(voided_XYZ) != level))
     image_HWS, mask_HWS = frame.cut(image_LPS), frame.cut(mask_LPS)
     image_HWS[mask_HWS] = 0
-    return Scan(loaded, orientation, intensity, frame, mask_XYZ, image_HWS, mask_HWS)
+    return Scan(loaded, orientation, intensity, frame, voided_XYZ, mask_XYZ, image_HWS, mask_HWS)
 
 
 def grow(mask_XYZ: np.ndarray, millimetres: float, spacing: tuple[float, float, float]) -> np.ndarray:
