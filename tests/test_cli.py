@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 
 from brats_inpainting import cli
 
-from .conftest import LPS, brain, write_case
+from .conftest import LPS, brain, lesion, write_case
 
 IDS = ["BraTS-GLI-00001-000", "BraTS-GLI-00002-000"]
 
@@ -193,16 +192,66 @@ def test_info_and_help_do_not_import_torch():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_exits_cleanly_and_resumes(data, tmp_path, tiny_weights, number, code):
+def test_an_interrupted_run_keeps_what_is_finished(data, tmp_path, tiny_weights, number, code):
+    path = data / IDS[1] / f"{IDS[1]}-mask.nii.gz"
+    nib.save(nib.Nifti1Image(lesion((64, 64, 12), radius=0.35).astype(np.uint8), LPS), path)  # the longer of the two
     args = ["infer", "--data-path", data, "--output-path", tmp_path / "out", "--weights", tiny_weights]
-    command = [sys.executable, "-m", "brats_inpainting", *map(str, args), "--preset", "paper", "--device", "cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while b"device" not in process.stderr.readline():
+    settings = ["--sampler", "ddim", "--steps", "300", "--device", "cpu", "--batch-size", "1"]
+    command = [sys.executable, "-m", "brats_inpainting", *map(str, args), *settings]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while "written to" not in process.stderr.readline():
         assert process.poll() is None
-    time.sleep(1)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == code
-    assert all(name in NAMES for name in outputs(tmp_path))
-    assert run(*args, "--steps", "2", "--resume") == 0
+    assert outputs(tmp_path) == NAMES[:1]
+    first = (tmp_path / "out" / NAMES[0]).read_bytes()
+    assert run(*args, "--steps", "1", "--resume") == 0
     assert outputs(tmp_path) == NAMES
+    assert (tmp_path / "out" / NAMES[0]).read_bytes() == first
+
+
+def test_resume_after_an_interrupted_overwrite_does_not_mix_two_seeds(infer, data, tmp_path):
+    report = ("--report-path", tmp_path / "report")
+    assert infer(*report) == 0
+    old = (tmp_path / "out" / NAMES[1]).read_bytes()
+    away = tmp_path / "away"
+    (data / IDS[1]).rename(away)
+    assert infer(*report, "--overwrite", "--seed", 1) == 0  # as if it had ended after the first case
+    away.rename(data / IDS[1])
+    assert infer(*report, "--resume", "--seed", 1) == 0
+    assert (tmp_path / "out" / NAMES[1]).read_bytes() != old
+
+
+def test_the_report_may_not_lie_in_the_output_folder(infer, tmp_path):
+    assert infer("--report-path", tmp_path / "out" / "report") == 2
+
+
+def test_a_record_that_is_none_is_refused(infer, tmp_path):
+    report = ("--report-path", tmp_path / "report")
+    assert infer(*report) == 0
+    for nonsense in ("{", "{}"):
+        (tmp_path / "report" / "run.json").write_text(nonsense)
+        assert infer(*report, "--resume") == 2
+
+
+def test_an_input_is_never_overwritten(data, tiny_weights):
+    files = [data / IDS[0] / f"{IDS[0]}-{kind}.nii.gz" for kind in ("t1n-voided", "mask")]
+    pair = ("--image", files[0], "--mask", files[1], "--output", files[0])
+    assert run("infer", *pair, "--weights", tiny_weights, "--overwrite") == 2
+
+
+def test_an_infinite_option_is_unusable(infer):
+    assert infer("--smoothing", "inf") == 2
+
+
+def test_verbose_says_more(data, tmp_path, tiny_weights, capfd):
+    fixed = ("--data-path", data, "--output-path", tmp_path / "out", "--weights", tiny_weights, "--steps", 1)
+    assert run("infer", *fixed, "-v") == 0
+    assert "slices of 32 × 32" in capfd.readouterr().err
+
+
+def test_evaluation_goes_on_without_a_case_that_cannot_be_scored(data, tmp_path, capfd):
+    assert run("baseline", "--method", "mean", "--data-path", data, "--output-path", tmp_path / "out") == 0
+    assert run("evaluate", "--predictions", tmp_path / "out", "--data-path", data) == 3
+    assert f"{IDS[1]}-t1n.nii.gz: no such file" in capfd.readouterr().err

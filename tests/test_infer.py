@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from brats_inpainting.config import PRESETS
+from brats_inpainting.config import PRESETS, DiffusionConfig, UNetConfig
 from brats_inpainting.data import cases, volume
 from brats_inpainting.data.slices import Stack
+from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
 from brats_inpainting.infer import LPS, Inpainter, choose_device
 
@@ -174,3 +176,43 @@ def test_weights_survive_the_journey_to_disk(tiny_weights):
     for name, tensor in tiny_network().state_dict().items():
         assert torch.equal(stored[name], tensor.half().float())  # half precision on disk
     assert machine.weights.diffusion.window == 32
+
+
+@pytest.mark.parametrize("given", [np.ones((4, 4)), np.ones((4, 4, 4, 2)), np.ones((4, 4, 4), complex), "T1.nii.gz"])
+def test_what_is_no_volume_is_a_case_error(given):
+    with pytest.raises(CaseError, match="image"):
+        inpainter().inpaint(given, np.ones((4, 4, 4)))
+
+
+def test_a_trailing_axis_of_an_array_is_put_back():
+    result = inpainter().inpaint(brain(SHAPE)[..., None], lesion(SHAPE))
+    assert result.image.shape == (*SHAPE, 1)
+
+
+def test_the_papers_preset_refuses_what_has_no_range():
+    class Flat(torch.nn.Module):
+        def forward(self, x_SCHW, _t_S):
+            return torch.full_like(x_SCHW[:, :1], -5)
+
+    speck = np.where(lesion(SHAPE, (0.5, 0.5, 0.5), 0.05), 500, 0)
+    with pytest.raises(CaseError, match="percentiles"):
+        inpainter(replace="slices").inpaint(speck, lesion(SHAPE, (0.2, 0.2, 0.5), 0.1))
+    slab = brain(SHAPE)
+    slab[..., [0, -1]] = 0
+    with pytest.raises(CaseError, match="percentiles"):
+        inpainter(Flat(), replace="slices", smoothing=0, window=224).inpaint(slab, np.tile(slab[..., 5:6] > 900, 12))
+
+
+def test_weights_of_another_shape_of_work_are_refused(tmp_path):
+    config = UNetConfig(width=32, multipliers=(1,), blocks=1, attention_at=(), in_channels=4)
+    state = UNet(config).state_dict()
+    checkpoint.save(tmp_path / "w.safetensors", state, unet=config, diffusion=DiffusionConfig(), ema=True, notes={})
+    with pytest.raises(CheckpointError, match="4 channels"):
+        Inpainter.load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_progress_counts_every_network_pass(sampler):
+    machine, passes = inpainter(sampler=sampler, steps=3), []
+    assert list(machine.fill([scan_of(0, "a")], on_pass=passes.append))
+    assert sum(passes) == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()

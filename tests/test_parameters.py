@@ -3,7 +3,7 @@
 import pytest
 
 from brats_inpainting import parameters
-from brats_inpainting.config import UNetConfig
+from brats_inpainting.config import DiffusionConfig, UNetConfig
 from brats_inpainting.errors import ConfigError
 
 # The keys that the authors' scripts write, with the values of the paper's network.
@@ -72,6 +72,12 @@ def test_guided_diffusions_sampling_keys_are_translated(read, line, sampling):
     assert read(line).sampling == sampling
 
 
+def test_what_the_numbers_mean_can_be_said_alone(read):
+    assert read("predict_xstart: 'True,'").diffusion == DiffusionConfig(prediction="x0")
+    assert read("diffusion_steps: 500").diffusion == DiffusionConfig(steps=500)
+    assert read("predict_xstart: 'false'").diffusion == DiffusionConfig()
+
+
 def test_our_own_keys_are_read(read):
     said = read("preset: paper\nsteps: 7\nsampler: ddim\nseed: 3\nbatch_size: 2\nsmoothing: 0\n")
     assert (said.preset, said.seed, said.batch_size) == ("paper", 3, 2)
@@ -87,14 +93,25 @@ def test_our_own_keys_are_read(read):
         ("steps: many", "line 1: steps: 'many'"),
         ("seed: 1\nsteps: 0", "line 2: steps: 0"),
         ("seed: -1", "line 1: seed: -1"),
-        ("num_channels: 128.5", "num_channels: 128.5"),
-        ("channel_mult: 1,b", "channel_mult: '1,b'"),
-        ("image_size: 100", "Say channel_mult"),
-        ("num_channels: 100", "multiple of 32"),
-        ("timestep_respacing: fast", "timestep_respacing: 'fast'"),
-        ("preset: quick", "preset: no preset"),
-        ("use_scale_shift_norm: True", "not supported"),
-        ("noise_schedule: cosine", "not supported"),
+        ("smoothing: .inf", "line 1: smoothing: inf"),
+        ("num_channels: 128.5", r"num_channels: 128\.5"),
+        ("num_channels: 100", "line 1: num_channels: 100: .*multiple of 32"),
+        ("channel_mult: 1,b", "line 1: channel_mult: 'b'"),
+        ("channel_mult: 0,1", "line 1: channel_mult: '0'"),
+        ("image_size: 100", "channel_mult"),
+        ("attention_resolutions: '0'", "line 1: attention_resolutions: '0'"),
+        ("attention_resolutions: 512", "line 1: attention_resolutions: 0"),
+        ("lr: 1\nnum_heads: 3", "line 2: num_heads: .*3 heads cannot share"),
+        ("timestep_respacing: fast", "line 1: timestep_respacing: 'fast'"),
+        ("timestep_respacing: '0'", "line 1: timestep_respacing: '0'"),
+        ("use_ddim: True\ndiffusion_steps: abc", "line 2: diffusion_steps: 'abc'"),
+        ("use_ddim: banana", "line 1: use_ddim: 'banana'"),
+        ("preset: quick", "line 1: preset: 'quick'"),
+        ("preset: [1]", r"line 1: preset: \[1\]"),
+        ("use_scale_shift_norm: True", "line 1: use_scale_shift_norm: True: Input should be False"),
+        ("noise_schedule: cosine", "line 1: noise_schedule: 'cosine'"),
+        ("on: 1", "line 1: on: unknown key"),
+        ("~: 1", "line 1: ~: unknown key"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_key_and_line(read, text, message):

@@ -14,13 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from brats_inpainting import config
-from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET, PRESETS, SamplingConfig
+from brats_inpainting.config import DEFAULT_PRESET, PRESETS
 from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
 
 if TYPE_CHECKING:
     from brats_inpainting.data.cases import Case
-    from brats_inpainting.parameters import Parameters
 
 UNUSABLE, SOME_FAILED = 2, 3  # exit codes; 0 is success, 1 an internal error, 130 and 143 interruptions
 
@@ -31,7 +29,7 @@ app = typer.Typer(
     help="Fill lesions in brain MRI with plausible healthy tissue. Research use only.",
 )
 log = logging.getLogger("brats_inpainting")
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
 
 PRESET_NAMES = ", ".join(PRESETS)
 SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
@@ -88,7 +86,9 @@ def infer(
     seed: Annotated[int | None, _option("seed", "Same seed, same result.", min=0)] = None,
     device: Annotated[str | None, _option("device", "auto, cpu, cuda, cuda:1, mps.")] = None,
     batch_size: Annotated[str, _option("batch-size", "Slices per network pass: auto or a number.")] = "auto",
-    resume: Annotated[bool, _option("resume", "Keep finished outputs, make the others.")] = False,
+    resume: Annotated[
+        bool, _option("resume", "Keep finished outputs, make the others; wins over --overwrite.")
+    ] = False,
     overwrite: Annotated[
         bool, _option("overwrite", "Make existing outputs anew.", envvar="BRATS_INPAINTING_OVERWRITE")
     ] = False,
@@ -102,20 +102,32 @@ def infer(
     said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
     if parameters_file:
         log.info("taken from %s: %s", parameters_file, said)
-    flags = {"sampler": sampler, "steps": steps, "samples": samples, "noise": noise, "smoothing": smoothing}
-    sampling = _sampling(preset, said, flags | {"dilate": dilate})
-
-    from brats_inpainting.diffusion import checkpoint
+    flags = {
+        "sampler": sampler,
+        "steps": steps,
+        "samples": samples,
+        "noise": noise,
+        "smoothing": smoothing,
+        "dilate": dilate,
+    }
     from brats_inpainting.folder import Run
-    from brats_inpainting.infer import BATCH, Inpainter, choose_device
+    from brats_inpainting.infer import Inpainter
 
-    where = choose_device(device or said.device or "auto")
-    loaded = checkpoint.load(weights or BUNDLED_WEIGHTS, unet=said.unet, diffusion=said.diffusion)
-    size = _whole_number(batch_size) or min(BATCH[where.type], said.batch_size or BATCH[where.type])
-    log.info("weights %s\nsampling %s\ndevice %s, %d slices at a time", loaded, sampling, where, size)
-
+    inpainter = Inpainter.load(
+        weights,
+        preset=preset or said.preset or DEFAULT_PRESET,
+        device=device or said.device or "auto",
+        batch_size=_whole_number(batch_size),
+        unet=said.unet,
+        diffusion=said.diffusion,
+        **said.sampling | {name: value for name, value in flags.items() if value is not None},
+    )
+    if said.batch_size and batch_size == "auto":
+        inpainter.batch_size = min(inpainter.batch_size, said.batch_size)
+    log.info("weights %s\nsampling %s\ndevice %s", inpainter.weights, inpainter.sampling, inpainter.device)
+    log.info("%d slices at a time", inpainter.batch_size)
     run = Run(
-        Inpainter(loaded, sampling, where, size),
+        inpainter,
         jobs,
         seed=(said.seed or 0) if seed is None else seed,
         keep_dtype=keep_dtype,
@@ -165,14 +177,15 @@ def evaluate(
     """Score filled scans against the truth inside the healthy mask, as the challenge does."""
     from brats_inpainting import evaluate as scoring
 
-    rows = scoring.evaluate(predictions, data_path, report_path)
+    rows, failed = scoring.evaluate(predictions, data_path, report_path)
     table = Table(*scoring.COLUMNS, box=None)
     table.columns[0].no_wrap = True
     for row in [*rows, *(scoring.summary(rows) if len(rows) > 1 else [])]:
         table.add_row(*scoring.cells(row))
     out.print(table)
-    if report_path:
+    if report_path and rows:
         out.print(f"scores.csv and pictures: {report_path}")
+    _finish(failed)
 
 
 @app.command()
@@ -206,7 +219,7 @@ def info() -> None:
     from brats_inpainting import about
 
     for name, text in about.facts().items():
-        out.print(f"[bold]{name:10}[/] {text}")
+        out.print(f"{name:10} {text}")
 
 
 def _jobs(
@@ -220,16 +233,12 @@ def _jobs(
     if image and mask and output and not (data_path or output_path):
         if not output.name.endswith((".nii", ".nii.gz")):
             raise ConfigError(f"{output}: not a NIfTI name\n  Let it end in .nii.gz or .nii.")
+        if output.exists() and any(output.samefile(given) for given in (image, mask) if given.exists()):
+            raise ConfigError(f"{output}: is an input too\n  Give another name for the result.")
         return {output: cases.Case(output.name.removesuffix(".gz").removesuffix(".nii"), image, mask)}
     raise ConfigError(
         "say what to fill\n  Either --data-path and --output-path, or --image, --mask and --output; --help tells more."
     )
-
-
-def _sampling(preset: str | None, said: Parameters, flags: dict[str, Any]) -> SamplingConfig:
-    """Settle the sampling: the preset, changed by the parameters file, changed by the command line."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    return config.sampling(preset or said.preset or DEFAULT_PRESET, **said.sampling | given)
 
 
 def _whole_number(text: str) -> int | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from brats_inpainting.errors import ConfigError
 
+FRAME_MULTIPLE = 32  # sides of enlarged frames and windows are multiples of this: five halvings come out even
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "small-1.safetensors"
 
 
@@ -72,8 +73,8 @@ class SamplingConfig(Settings):
     steps: PositiveInt = 4
     samples: PositiveInt = 1
     noise: Literal["independent", "shared", "slerp"] = "slerp"
-    smoothing: NonNegativeFloat = 1.075
-    dilate: NonNegativeFloat = 0.0
+    smoothing: float = Field(default=1.075, ge=0, allow_inf_nan=False)
+    dilate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     replace: Literal["mask", "slices"] = "mask"
 
     @property

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from brats_inpainting import metrics
 from brats_inpainting.data import cases
 from brats_inpainting.data.cases import Case
 from brats_inpainting.data.volume import Orientation
-from brats_inpainting.errors import ConfigError
+from brats_inpainting.errors import CaseError
 
 
 @dataclass(frozen=True)
@@ -32,25 +31,32 @@ class Row:
 COLUMNS = ("case", "SSIM", "PSNR", "MSE", "voxels changed inside", "outside the mask")
 
 
-def evaluate(predictions: Path, data_path: Path, report_path: Path | None = None) -> list[Row]:
-    """Score every case of ``data_path`` for which there is a truth.
+def evaluate(predictions: Path, data_path: Path, report_path: Path | None = None) -> tuple[list[Row], dict[str, str]]:
+    """Score every case of ``data_path``; a case that cannot be scored does not stop the others.
 
     Args:
         predictions: folder with ``{id}-t1n-inference.nii.gz``.
         data_path: folder of complete cases, with ``t1n`` and ``mask-healthy`` beside the inputs.
         report_path: receives scores.csv, and one picture per case.
 
+    Returns:
+        The rows, and the cases that failed with the reason.
+
     Raises:
-        ConfigError: when a prediction or a truth is missing.
-        CaseError: when a prediction does not fit its case.
+        ConfigError: when ``data_path`` holds no case.
     """
-    rows = [_row(case, predictions, report_path) for case in cases.find(data_path)]
-    if report_path:
+    rows, failed = [], {}
+    for case in cases.find(data_path):
+        try:
+            rows.append(_row(case, predictions, report_path))
+        except CaseError as error:
+            failed[case.id] = f"{case.id}: {error}"
+    if report_path and rows:
         with (report_path / "scores.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(asdict(rows[0])))
             writer.writeheader()
             writer.writerows(asdict(row) for row in rows)
-    return rows
+    return rows, failed
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
@@ -85,10 +91,6 @@ def _row(case: Case, predictions: Path, report_path: Path | None) -> Row:
 
 
 def _volume(path: Path) -> np.ndarray:
-    """Read a volume in LPS, float32."""
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such file\n  Evaluation needs the prediction, t1n and mask-healthy of every case."
-        )
-    image = nib.load(path)
-    return Orientation.of(image.affine).apply(np.asanyarray(image.dataobj).astype(np.float32))
+    """Read a volume in LPS, float32; every scored case needs its prediction, t1n and mask-healthy."""
+    image = cases.read(path)
+    return Orientation.of(image.affine).apply(cases.values(image))

@@ -51,7 +51,13 @@ class Run:
             ConfigError: when a folder cannot be written, or outputs exist and nothing was said about them, or were
                 made with other settings than those of the run that resumes.
         """
-        for folder in {target.parent for target in self.jobs} | ({self.report_path} if self.report_path else set()):
+        outputs = {target.parent.resolve() for target in self.jobs}
+        report = self.report_path.resolve() if self.report_path else None
+        if report and any(output in (report, *report.parents) for output in outputs):
+            raise ConfigError(
+                f"{report}: lies in the output folder, where graders open every file\n  Put it elsewhere."
+            )
+        for folder in outputs | ({report} if report else set()):
             _make_writable(folder)
         there = [target for target in self.jobs if target.exists()]
         if there and existing == "error":
@@ -61,8 +67,6 @@ class Run:
             )
         if existing == "resume":
             self._resume(there)
-        for target in self.jobs:
-            volume.partial(target).unlink(missing_ok=True)
 
     def go(self) -> None:
         """Fill all cases; a case that fails is noted in ``failed`` and never stops the others."""
@@ -77,6 +81,7 @@ class Run:
         return {
             "sampling": self.inpainter.sampling.model_dump(mode="json"),
             "weights": self.inpainter.weights.sha256,
+            "diffusion": self.inpainter.weights.diffusion.model_dump(mode="json"),
             "seed": self.seed,
             "keep_dtype": self.keep_dtype,
         }
@@ -138,16 +143,17 @@ class Run:
         log.error("%s", error)
 
     def _resume(self, there: list[Path]) -> None:
+        """Leave out what is finished: every output, or, where a run.json tells, those it lists."""
         record = self.report_path / "run.json" if self.report_path else None
-        if record and record.exists() and there:
-            stored = json.loads(record.read_text())
-            if stored["settings"] != self.settings():
-                differing = [k for k, v in self.settings().items() if stored["settings"].get(k) != v]
+        if there and record and record.exists():
+            stored = _read_record(record)
+            if differing := [name for name, value in self.settings().items() if stored["settings"].get(name) != value]:
                 raise ConfigError(
                     f"{record}: the outputs there were made with another {' and '.join(differing)}\n"
                     "  Repeat those settings, or say --overwrite, or choose another output folder."
                 )
             self.reports = stored["cases"]
+            there = [target for target in there if self.jobs[target].id in self.reports]
         self.jobs = {target: case for target, case in self.jobs.items() if target not in there}
         log.info("%d finished cases kept, %d to do", len(there), len(self.jobs))
 
@@ -166,17 +172,28 @@ class Run:
             "cases": self.reports,
             "failed": self.failed,
         }
-        with volume.whole_or_not_at_all(self.report_path / "run.json") as hidden:
-            hidden.write_text(json.dumps(content, indent=2) + "\n")
+        try:
+            with volume.whole_or_not_at_all(self.report_path / "run.json") as hidden:
+                hidden.write_text(json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            log.warning("run.json cannot be written to %s (%s); the fills go on", self.report_path, error.strerror)
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(record.read_text())
+        return {name: dict(stored[name]) for name in ("settings", "cases")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{record}: not a record of this software\n  Remove it, or say --overwrite.") from error
 
 
 def _make_writable(folder: Path) -> None:
-    """Create a folder and prove that it can be written."""
-    probe = folder / ".partial-probe"
+    """Create a folder, prove that it can be written, and drop what a killed run left behind."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        volume.partial(folder / "probe").touch()
+        for leftover in folder.glob(volume.partial(folder / "*").name):
+            leftover.unlink()
     except OSError as error:
         raise ConfigError(
             f"{folder}: cannot be written ({error.strerror})\n  Give another folder, or mount it writable."

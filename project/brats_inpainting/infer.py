@@ -15,17 +15,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
 from brats_inpainting import config
-from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET, SamplingConfig
+from brats_inpainting.config import (
+    BUNDLED_WEIGHTS,
+    DEFAULT_PRESET,
+    FRAME_MULTIPLE,
+    DiffusionConfig,
+    SamplingConfig,
+    UNetConfig,
+)
 from brats_inpainting.data import cases, slices, volume
 from brats_inpainting.data.slices import Slice, Stack
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
-from brats_inpainting.diffusion.process import Denoiser, Schedule
-from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
+from brats_inpainting.diffusion.process import Denoiser, Prediction, Schedule
+from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +72,8 @@ class Inpainter:
         preset: str = DEFAULT_PRESET,
         device: str = "auto",
         batch_size: int | None = None,
+        unet: UNetConfig | None = None,
+        diffusion: DiffusionConfig | None = None,
         **overrides: Any,
     ) -> Inpainter:
         """Load a network and choose how to sample it.
@@ -73,6 +83,8 @@ class Inpainter:
             preset: a name in ``config.PRESETS``.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
             batch_size: slices per network pass; chosen by the device if not given.
+            unet: the architecture of a weights file that stores none, if the shapes in it do not tell enough.
+            diffusion: what the numbers of such a file mean, if not what the paper's do.
             overrides: fields of ``SamplingConfig`` that replace the preset's.
 
         Raises:
@@ -80,7 +92,14 @@ class Inpainter:
             ConfigError: when there is no such preset or device, or an override is out of range.
         """
         where, how = choose_device(device), config.sampling(preset, **overrides)
-        return cls(checkpoint.load(weights or BUNDLED_WEIGHTS), how, where, batch_size or BATCH[where.type])
+        loaded = checkpoint.load(weights or BUNDLED_WEIGHTS, unet=unet, diffusion=diffusion)
+        unet, window = loaded.network.config, loaded.diffusion.window
+        if unet.in_channels != 3 or FRAME_MULTIPLE % unet.stride or window % unet.stride:
+            raise CheckpointError(
+                f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
+                f"  Give one of 3 channels (b, m, x_t) whose factor divides {FRAME_MULTIPLE} and its window."
+            )
+        return cls(loaded, how, where, batch_size or BATCH[where.type])
 
     def __post_init__(self) -> None:
         """Put the network where it will work."""
@@ -107,7 +126,7 @@ class Inpainter:
             CaseError: naming every reason why the scan cannot be processed.
         """
         started = time.perf_counter()
-        images = [i if isinstance(i, Nifti1Image) else Nifti1Image(_storable(i), LPS) for i in (image, mask)]
+        images = [_as_image(image), _as_image(mask)]
         loaded = cases.examine("the scan", images[0], images[1], names=("image", "mask"))
         scan = volume.prepare(loaded, dilate=self.sampling.dilate)
         prepared = time.perf_counter()
@@ -116,7 +135,8 @@ class Inpainter:
         result_XYZ, std_XYZ = self.finish(stack)
         timings = {"prepare": prepared - started, "fill": filled - prepared, "finish": time.perf_counter() - filled}
         if not isinstance(image, Nifti1Image):
-            return Inpainting(result_XYZ, std_XYZ, timings)
+            shape = np.shape(image)
+            return Inpainting(result_XYZ.reshape(shape), None if std_XYZ is None else std_XYZ.reshape(shape), timings)
         std = None if std_XYZ is None else volume.image_like(loaded, std_XYZ)
         return Inpainting(volume.image_like(loaded, result_XYZ), std, timings)
 
@@ -124,18 +144,19 @@ class Inpainter:
     def fill(self, scans: Iterable[Scan], *, seed: int = 0, on_pass: OnPass | None = None) -> Iterator[Stack]:
         """Sample every masked slice of every scan, in batches across scans, and yield each scan when it is complete.
 
-        Scans with an empty mask need no work and are not yielded. ``on_pass(n)`` is told after each network step how
-        many slices took it.
+        Scans with an empty mask need no work and are not yielded. ``on_pass(n)`` is told before each network pass how
+        many slices take it.
         """
         window = self.weights.diffusion.window
         todo = (piece for scan in scans for piece in slices.todo(Stack(scan, self.sampling.samples), window=window))
         for batch in slices.batches(todo, lambda: self.batch_size):
             started = time.perf_counter()
             samples_S1HW = self._sample(batch, seed, on_pass or (lambda _: None))
-            share = (time.perf_counter() - started) / len(batch)
+            seconds = time.perf_counter() - started
+            log.debug("%d slices of %d × %d in %.2f s", len(batch), *samples_S1HW.shape[2:], seconds)
             for piece, sample_1HW in zip(batch, samples_S1HW, strict=True):
                 piece.stack.add(piece, sample_1HW[0])
-                piece.stack.seconds += share
+                piece.stack.seconds += seconds / len(batch)
                 if not piece.stack.missing:
                     yield piece.stack
 
@@ -144,7 +165,8 @@ class Inpainter:
         scan, sampling = stack.scan, self.sampling
         if not np.isfinite(stack.mean_HWS).all():
             raise CaseError(f"{scan.id}: the network returned NaN or infinity\n  Use other weights, or another device.")
-        spread_XYZ = None if stack.std_HWS is None else scan.spread(stack.std_HWS)
+        std_HWS = stack.std_HWS
+        spread_XYZ = None if std_HWS is None else scan.spread(std_HWS)
         if not scan.mask_HWS.any():
             return scan.voided_XYZ, spread_XYZ
         if sampling.replace == "slices":
@@ -184,13 +206,17 @@ class Inpainter:
             self._schedule,
             self.weights.diffusion,
         )
+
+        def watched(x_S1HW: Tensor, t: int) -> Prediction:
+            on_pass(len(batch))
+            return denoise(x_S1HW, t)
+
         x0_S1HW = samplers.SAMPLERS[self.sampling.sampler](
-            denoise,
+            watched,
             draw(0),
             self._schedule.timesteps(self.sampling.steps, spacing=self.sampling.spacing),
             self._schedule,
             noise=lambda k: draw(k + 1),
-            on_step=lambda _: on_pass(len(batch)),
         )
         return ((x0_S1HW[: len(batch)] - low) / (high - low)).float().cpu().numpy()
 
@@ -236,7 +262,11 @@ def _padded(rows: list[Tensor], size: int) -> Tensor:
     return torch.stack([*rows, *[empty] * (size - len(rows))])
 
 
-def _storable(array: Any) -> np.ndarray:
-    """Return an array of a type that NIfTI knows."""
-    values = np.asarray(array)
-    return values.astype(np.uint8) if values.dtype == bool else values.astype(np.float32)
+def _as_image(given: Any) -> Nifti1Image:
+    """Take images as they are, and arrays as LPS volumes of 1 mm; ``examine`` refuses those that are no volumes."""
+    if isinstance(given, SpatialImage):
+        return given
+    values = np.asarray(given)
+    if values.dtype.kind not in "biuf":
+        raise CaseError(f"image or mask: {type(given).__name__}, neither numbers nor an image\n  Read it with nibabel.")
+    return Nifti1Image(values.astype(np.float32), LPS)

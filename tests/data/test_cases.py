@@ -176,3 +176,49 @@ def test_unusual_scans_are_warned_about(case):
     assert "skull" in warnings_of(big, lesion(big.shape), np.diag([1.1, 1.1, 1.1, 1]))
     assert "cropped" in warnings_of(cropped, mask)
     assert "1 slices" in warnings_of(brain(SHAPE), slab)
+
+
+def test_an_offset_without_end_is_a_case_error(case):
+    raw = bytearray(gzip.decompress(case.image.read_bytes()))
+    raw[108:112] = np.array([np.inf], "<f4").tobytes()
+    case.image.write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(CaseError, match="damaged"):
+        cases.load(case)
+
+
+def test_the_voxel_size_is_the_affines(case):
+    for path in (case.image, case.mask):
+        image = nib.load(path)
+        image = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([2, 2, 2, 1]), image.header)
+        image.header["pixdim"][1:4] = 1
+        nib.save(image, path)
+    loaded = cases.load(case)
+    assert loaded.spacing == (2, 2, 2)
+    assert any("voxels of (2, 2, 2) mm" in warning for warning in loaded.warnings)
+
+
+def test_one_id_in_two_folders_is_refused(tmp_path):
+    write_case(tmp_path, "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    write_case(tmp_path, "a")
+    with pytest.raises(ConfigError, match="twice"):
+        cases.find(tmp_path)
+
+
+def test_a_folder_with_images_but_no_case_is_an_incomplete_case(tmp_path):
+    write_case(tmp_path, "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "b-t1n.nii.gz").touch()
+    with pytest.raises(CaseError, match=r"b-t1n-voided.nii.gz: no such file"):
+        cases.load(cases.find(tmp_path)[1])
+
+
+def test_other_files_beside_a_complete_case_are_ignored(tmp_path):
+    folder = write_case(tmp_path, "a")
+    (folder / "a-brain_mask.nii.gz").touch()
+    assert [case.id for case in cases.find(tmp_path)] == ["a"]
+
+
+def test_a_trailing_axis_is_mentioned(case):
+    write(case.image, brain(SHAPE)[..., None])
+    assert any("trailing axis" in warning for warning in cases.load(case).warnings)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import HeaderDataError
@@ -52,7 +53,7 @@ class Loaded:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in millimetres."""
-        x, y, z = self.template.header.get_zooms()[:3]
+        x, y, z = voxel_sizes(self.template.affine)
         return float(x), float(y), float(z)
 
 
@@ -64,22 +65,25 @@ def output_name(case_id: str) -> str:
 def find(folder: Path) -> list[Case]:
     """List the cases of a folder: one sub-folder each, ``{id}/{id}-t1n-voided.nii.gz`` and ``{id}-mask.nii.gz``.
 
-    ``_`` for ``-``, ``.nii`` for ``.nii.gz``, and files that lie in the folder itself are accepted too.
+    ``_`` for ``-``, ``.nii`` for ``.nii.gz``, and files that lie in the folder itself are accepted too. Other files
+    beside a complete case are ignored.
 
     Returns:
         Cases in the order of their ids. Of an incomplete one, the file that is not there goes by the name it should
         have; ``load`` says so.
 
     Raises:
-        ConfigError: when the folder does not exist or holds no case at all.
+        ConfigError: when the folder does not exist, holds no case at all, or one id twice.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder\n  Give the folder that holds one sub-folder per case.")
-    files: dict[str, dict[str, Path]] = {}
+    files: dict[tuple[Path, str], dict[str, Path]] = {}
     for path in sorted(p for p in [*folder.glob("*"), *folder.glob("*/*")] if not p.name.startswith(".")):
         if match := FILE.fullmatch(path.name):
             kind = "mask" if match["kind"].lower() == "mask" else "image"
-            files.setdefault(match["id"], {}).setdefault(kind, path)
+            files.setdefault((path.parent, match["id"]), {}).setdefault(kind, path)
+        elif path.is_dir() and any(path.glob("*.nii*")) and not any(FILE.fullmatch(p.name) for p in path.iterdir()):
+            files[path, path.name] = {"image": path / f"{path.name}-t1n-voided.nii.gz"}
     if not files:
         raise ConfigError(
             f"{folder}: no case found\n"
@@ -87,13 +91,18 @@ def find(folder: Path) -> list[Case]:
             "  Found: " + (", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing at all") + ".\n"
             "  A single pair of files goes by --image T1 --mask MASK --output FILE."
         )
+    complete = {parent for (parent, _), found in files.items() if len(found) == 2} - {folder}
+    files = {key: found for key, found in files.items() if len(found) == 2 or key[0] not in complete}
+    ids = [case_id for _, case_id in files]
+    if twice := sorted({case_id for case_id in ids if ids.count(case_id) > 1}):
+        raise ConfigError(f"{folder}: {twice[0]} is there twice, and both would be written to one file\n  Rename one.")
     return [
         Case(
             case_id,
             found.get("image") or found["mask"].with_name(f"{case_id}-t1n-voided.nii.gz"),
             found.get("mask") or found["image"].with_name(f"{case_id}-mask.nii.gz"),
         )
-        for case_id, found in sorted(files.items())
+        for (_, case_id), found in sorted(files.items(), key=lambda item: item[0][1])
     ]
 
 
@@ -106,7 +115,7 @@ def load(case: Case) -> Loaded:
     images, problems = [], []
     for path in (case.image, case.mask):
         try:
-            images.append(_read(path))
+            images.append(read(path))
         except CaseError as error:
             problems.append(str(error))
     if problems:
@@ -115,12 +124,14 @@ def load(case: Case) -> Loaded:
 
 
 def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple[str, str]) -> Loaded:
-    """Take two readable images for one case if they fit together; ``names`` stand for them in messages.
+    """Take two images for one case if they are sound and fit together; ``names`` stand for them in messages.
 
     Raises:
         CaseError: naming every reason why they cannot be processed.
     """
-    image_XYZ, values_XYZ = _values(image), _values(mask)
+    for given, name in zip((image, mask), names, strict=True):
+        _check(given, name)
+    image_XYZ, values_XYZ = values(image), values(mask)
     problems = [*_grid_problems(names, image, mask), *_value_problems(names, image_XYZ, values_XYZ)]
     if problems:
         raise CaseError(f"{case_id}: " + "\n  ".join(problems))
@@ -131,38 +142,43 @@ def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple
     return Loaded(case_id, image, image_XYZ, mask_XYZ, warnings)
 
 
-def _read(path: Path) -> Nifti1Image:
-    """Read one NIfTI file; refuse what lies about its size before memory is taken for it."""
+def read(path: Path) -> Nifti1Image:
+    """Open one NIfTI file; refuse what lies about its size before memory is taken for it.
+
+    Raises:
+        CaseError: when it is missing, damaged, or no volume of numbers.
+    """
     if not path.is_file():
         raise CaseError(f"{path.name}: no such file in {path.parent}.")
     try:
         image = nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        _check(image, path.name)
+        _check_length(path, int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize)
+    except CaseError:
+        raise
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise CaseError(f"{path.name}: not a NIfTI file, or a damaged one ({error}). Export it again.") from error
-    if not isinstance(image, Nifti1Image):
-        raise CaseError(f"{path.name}: {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
-    shape, dtype = image.shape, image.get_data_dtype()
-    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
-        raise CaseError(f"{path.name}: {_times(shape)} voxels, but one 3D volume is needed. Extract one volume.")
-    if dtype.kind not in "iuf":
-        raise CaseError(f"{path.name}: voxels of type {dtype}, but numbers are needed. Convert it to float32.")
-    if np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise CaseError(f"{path.name}: {_times(shape)} voxels, more than {MAX_VOXELS:,}. Crop it.")
-    _check_length(path, image.dataobj.offset + int(np.prod(shape)) * dtype.itemsize)
-    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
-        raise CaseError(f"{path.name}: its affine does not span three dimensions. Repair the header.")
     return image
 
 
-def _values(image: Nifti1Image) -> np.ndarray:
-    """Return the scaled values, X × Y × Z, float32; what overflows becomes infinite, and is reported as such."""
-    with np.errstate(over="ignore"):
-        return np.asanyarray(image.dataobj).reshape(image.shape[:3]).astype(np.float32)
+def _check(image: object, name: str) -> None:
+    """Look at everything that a header says before the voxels are read."""
+    if not isinstance(image, Nifti1Image):
+        raise CaseError(f"{name}: {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
+    shape, dtype = image.shape, image.get_data_dtype()
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
+        raise CaseError(f"{name}: {_times(shape)} voxels, but one 3D volume is needed. Extract one volume.")
+    if dtype.kind not in "iuf":
+        raise CaseError(f"{name}: voxels of type {dtype}, but numbers are needed. Convert it to float32.")
+    if np.prod(shape, dtype=float) > MAX_VOXELS:
+        raise CaseError(f"{name}: {_times(shape)} voxels, more than {MAX_VOXELS:,}. Crop it.")
+    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
+        raise CaseError(f"{name}: its affine does not span three dimensions. Repair the header.")
 
 
 def _check_length(path: Path, needed: int) -> None:
     """Read through a file, a little at a time, to learn whether it holds what its header promises."""
-    opener = gzip.open if path.suffix == ".gz" else Path.open
+    opener = gzip.open if path.suffix.lower() == ".gz" else Path.open
     held = 0
     try:
         with opener(path, "rb") as file:
@@ -172,6 +188,12 @@ def _check_length(path: Path, needed: int) -> None:
         raise CaseError(f"{path.name}: truncated or damaged ({error}). Copy it again.") from error
     if held < needed:
         raise CaseError(f"{path.name}: holds {held:,} bytes, but its header promises {needed:,}. Copy it again.")
+
+
+def values(image: Nifti1Image) -> np.ndarray:
+    """Return the scaled values, X × Y × Z, float32; what overflows becomes infinite, and is reported as such."""
+    with np.errstate(over="ignore"):
+        return np.asanyarray(image.dataobj).reshape(image.shape[:3]).astype(np.float32)
 
 
 def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image) -> Iterator[str]:
@@ -210,11 +232,18 @@ def _mask_warnings(mask_XYZ: np.ndarray, values_XYZ: np.ndarray) -> Iterator[str
 
 
 def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
-    zooms = np.array(image.header.get_zooms()[:3], float)
+    zooms = voxel_sizes(image.affine)
     if (abs(zooms - 1) > 0.05).any():
         yield f"voxels of {_numbers(zooms)} mm; the network knows 1 mm, so expect a worse fill"
+    if image.ndim > 3:
+        yield "a trailing axis of length one is dropped, and put back in the output"
     level = background(image_XYZ, mask_XYZ)
     foreground_XYZ = image_XYZ != level
+    axial = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
+    in_plane = tuple(axis for axis in range(3) if axis != axial)
+    buried_Z = mask_XYZ.any(in_plane) & ~(foreground_XYZ & ~mask_XYZ).any(in_plane)
+    if buried_Z.any():
+        yield f"the mask covers all of the brain in {np.count_nonzero(buried_Z)} slices; these are filled from nothing"
     if foreground_XYZ.mean() > 0.9:
         yield "no background around the brain; the intensities are scaled for scans with background 0"
         return
@@ -224,11 +253,6 @@ def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndar
     whole = bright_XYZ | mask_XYZ
     if any(whole.take(end, axis=axis).mean() > 0.05 for axis in range(3) for end in (0, -1)):
         yield "the brain is cropped by the edge of the image; the fill near that edge will be worse"
-    axial = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
-    in_plane = tuple(axis for axis in range(3) if axis != axial)
-    buried_Z = mask_XYZ.any(in_plane) & ~(foreground_XYZ & ~mask_XYZ).any(in_plane)
-    if buried_Z.any():
-        yield f"the mask covers all of the brain in {np.count_nonzero(buried_Z)} slices; these are filled from nothing"
 
 
 def background(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from brats_inpainting.data.volume import FRAME, MULTIPLE, Scan
+from brats_inpainting.config import FRAME_MULTIPLE
+from brats_inpainting.data.volume import FRAME, Scan
 
 MAX_OPEN = 4  # cases whose slices may wait for a full batch at a time; it bounds the memory
 
@@ -109,7 +110,7 @@ def _span(occupied: np.ndarray, window: int) -> slice:
     if window >= FRAME:
         return slice(0, len(occupied))
     first, last = np.flatnonzero(occupied)[[0, -1]]
-    growth = MULTIPLE * int(np.ceil(max(0, last + 1 - first - window) / MULTIPLE))
+    growth = FRAME_MULTIPLE * int(np.ceil(max(0, last + 1 - first - window) / FRAME_MULTIPLE))
     size = min(window + growth, len(occupied))
     start = int(np.clip((first + last + 1 - size) // 2, 0, len(occupied) - size))
     return slice(start, start + size)

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import is_proxy
 from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
+from brats_inpainting.config import FRAME_MULTIPLE
 from brats_inpainting.data.cases import Loaded, background
 from brats_inpainting.errors import CaseError
 
 PERCENTILES = (0.1, 99.9)
 FRAME = 224  # the paper's slices, §3.1
-MULTIPLE = 32  # of which a larger frame must be one, so that five halvings come out even
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _span(occupied: np.ndarray) -> tuple[int, int]:
     centred = (len(occupied) - FRAME) // 2
     if centred <= first and last < centred + FRAME:
         return centred, FRAME
-    size = max(FRAME, MULTIPLE * int(np.ceil((last + 1 - first) / MULTIPLE)))
+    size = max(FRAME, FRAME_MULTIPLE * int(np.ceil((last + 1 - first) / FRAME_MULTIPLE)))
     return int(first + last + 1 - size) // 2, size
 
 
@@ -144,10 +145,19 @@ class Scan:
         return np.where(self.mask_XYZ, filled_XYZ, self.voided_XYZ)
 
     def everywhere(self, framed_HWS: np.ndarray) -> np.ndarray:
-        """Return ``framed_HWS`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3)."""
+        """Return ``framed_HWS`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3).
+
+        Raises:
+            CaseError: when one of the two ranges is empty.
+        """
         whole_XYZ = np.clip(self._unframed(framed_HWS), 0, 1)
-        low, high = float(whole_XYZ.min()), float(whole_XYZ.max())
-        return Intensity.of(self.voided_XYZ, (0.5, 99.5)).undo(Intensity(low, high).scale(whole_XYZ))
+        own, target = Intensity.of(whole_XYZ, (0, 100)), Intensity.of(self.voided_XYZ, (0.5, 99.5))
+        if not (own.high > own.low and target.high > target.low):
+            raise CaseError(
+                f"{self.id}: no range of intensities is left between the percentiles 0.5 and 99.5, or in the fill\n"
+                "  Crop the background, or use another preset than paper."
+            )
+        return target.undo(own.scale(whole_XYZ))
 
     def spread(self, std_HWS: np.ndarray) -> np.ndarray:
         """Return a standard deviation in the scan's own intensities, 0 outside the mask."""
@@ -198,20 +208,28 @@ def smooth(image_HWS: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def image_like(loaded: Loaded, volume_XYZ: np.ndarray, *, keep_dtype: bool = False) -> Nifti1Image:
-    """Return an image with the input's shape, affine, codes, units and other header fields.
+    """Return an image, to be saved, with the input's shape, affine, codes, units and other header fields.
 
-    Float32 with slope 1, or, with ``keep_dtype``, rounded and clipped to the input's type.
+    Float32 with slope 1; or, with ``keep_dtype``, the input's type and scaling: values are rounded and clipped to what
+    these can hold, and voxels that did not change keep the very number that the file had.
     """
     template = loaded.template
-    header, dtype = template.header.copy(), np.dtype(np.float32)
-    if keep_dtype:
-        dtype = template.get_data_dtype()
-        if dtype.kind in "iu":
-            limits = np.iinfo(dtype)
-            volume_XYZ = np.clip(np.rint(volume_XYZ.astype(np.float64)), limits.min, limits.max)
-    header.set_data_dtype(dtype)
-    header.set_slope_inter(1, 0)
-    return type(template)(volume_XYZ.astype(dtype).reshape(template.shape), template.affine, header)
+    header = template.header.copy()
+    if not keep_dtype:
+        header.set_data_dtype(np.float32)
+        header.set_slope_inter(1, 0)
+        return type(template)(volume_XYZ.astype(np.float32).reshape(template.shape), template.affine, header)
+    slope, inter = (getattr(template.dataobj, name, default) for name, default in (("slope", 1.0), ("inter", 0.0)))
+    stored = template.dataobj.get_unscaled() if is_proxy(template.dataobj) else np.asanyarray(template.dataobj)
+    stored_XYZ = stored.reshape(loaded.image_XYZ.shape)
+    values_XYZ = (volume_XYZ.astype(np.float64) - inter) / slope
+    if stored.dtype.kind in "iu":
+        limits = np.iinfo(stored.dtype)
+        values_XYZ = np.clip(np.rint(values_XYZ), limits.min, limits.max)
+    kept_XYZ = np.where(volume_XYZ == loaded.image_XYZ, stored_XYZ, values_XYZ.astype(stored.dtype))
+    image = type(template)(kept_XYZ.reshape(template.shape), template.affine, header)
+    image.header.set_slope_inter(slope, inter)  # after the constructor, which forgets it
+    return image
 
 
 def partial(path: Path) -> Path:

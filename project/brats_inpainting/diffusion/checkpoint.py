@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from torch import Tensor
 from brats_inpainting.config import DiffusionConfig, UNetConfig
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 METADATA = "brats_inpainting"
 
@@ -65,6 +68,8 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
         state, stored = _read_safetensors(path)
     else:
         state, stored = _read_pickle(path), {}
+    if stored and (unet or diffusion):
+        log.warning("%s carries its own network and process settings; others are not taken", path.name)
     try:
         unet = UNetConfig.model_validate(stored["unet"]) if "unet" in stored else unet or _architecture(state)
         if diffusion is None or "diffusion" in stored:

@@ -1,7 +1,7 @@
 """Samplers as pure functions: denoise × noise × timesteps → x̂_0. They know no files, devices or configuration.
 
 ``denoise(x, t)`` returns a ``Prediction``; ``timesteps`` fall from T − 1; ``noise(k)`` is the standard normal draw of
-step k; ``on_step(k)`` is called after every step. Shapes: S slices, one channel, H W in-plane.
+step k. Whoever wants to watch or to stop wraps ``denoise``. Shapes: S slices, one channel, H W in-plane.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from brats_inpainting.diffusion.process import Prediction, Schedule
 
 Denoise = Callable[[Tensor, int], Prediction]
 Noise = Callable[[int], Tensor]
-OnStep = Callable[[int], None]
 
 
 class Sampler(Protocol):
@@ -32,7 +31,6 @@ class Sampler(Protocol):
         schedule: Schedule,
         *,
         noise: Noise | None = None,
-        on_step: OnStep | None = None,
     ) -> Tensor:
         """Carry ``x_S1HW`` at ``timesteps[0]`` to x̂_0."""
 
@@ -44,7 +42,6 @@ def ddpm(
     schedule: Schedule,
     *,
     noise: Noise | None = None,
-    on_step: OnStep | None = None,
 ) -> Tensor:
     """Ancestral sampling with learned variance (paper eq. 5), respaced as in improved DDPM where timesteps are fewer.
 
@@ -61,8 +58,6 @@ def ddpm(
         else:
             sigma = (0.5 * chain.log_variance(v, place_S)).exp()
             x_S1HW = chain.posterior_mean(x0, x_S1HW, place_S) + sigma * noise(k)
-        if on_step:
-            on_step(k)
     return x_S1HW
 
 
@@ -73,7 +68,6 @@ def ddim(
     schedule: Schedule,
     *,
     noise: Noise | None = None,
-    on_step: OnStep | None = None,
     eta: float = 0.0,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12): deterministic for ``eta`` = 0, as noisy as the ancestral chain for 1."""
@@ -82,8 +76,6 @@ def ddim(
     for k, (t, t_next) in enumerate(pairwise([*timesteps, None])):
         assert t is not None
         x0, eps, _ = denoise(x_S1HW, t)
-        if on_step:
-            on_step(k)
         if t_next is None:
             break  # the last state is the estimate itself, free of noise
         a, a_next = schedule.alpha_bar[t], schedule.alpha_bar[t_next]
@@ -101,17 +93,14 @@ def dpmpp_2m(
     schedule: Schedule,
     *,
     noise: Noise | None = None,
-    on_step: OnStep | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from the last two estimates, deterministic."""
     alpha, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
     log_snr = schedule.log_snr
     x0, previous, h_previous = x_S1HW, None, 0.0
-    for k, (t, t_next) in enumerate(pairwise([*timesteps, None])):
+    for t, t_next in pairwise([*timesteps, None]):
         assert t is not None
         x0 = denoise(x_S1HW, t).x0
-        if on_step:
-            on_step(k)
         if t_next is None:
             break
         h = log_snr[t_next] - log_snr[t]
@@ -128,7 +117,6 @@ def heun(
     schedule: Schedule,
     *,
     noise: Noise | None = None,
-    on_step: OnStep | None = None,
 ) -> Tensor:
     """Heun's method on the probability-flow ODE in x/√ᾱ (EDM, Karras et al. 2022, algorithm 1), deterministic.
 
@@ -136,7 +124,7 @@ def heun(
     """
     scale, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 / schedule.alpha_bar - 1)
     x0 = x_S1HW
-    for k, (t, t_next) in enumerate(pairwise([*timesteps, None])):
+    for t, t_next in pairwise([*timesteps, None]):
         assert t is not None
         x0 = denoise(x_S1HW, t).x0
         if t_next is not None:
@@ -145,8 +133,6 @@ def heun(
             euler = z + dt * slope
             slope_next = (euler - denoise(euler * float(scale[t_next]), t_next).x0) / float(sigma[t_next])
             x_S1HW = (z + dt * (slope + slope_next) / 2) * float(scale[t_next])
-        if on_step:
-            on_step(k)
     return x0
 
 
