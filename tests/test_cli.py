@@ -1,5 +1,6 @@
 """The command line as its users call it: exit codes, existing outputs, clean output folders, interruptions."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -99,13 +100,15 @@ def test_one_bad_case_does_not_stop_the_others(infer, data, tmp_path, capfd):
     assert outputs(tmp_path) == NAMES[1:]
     last_lines = capfd.readouterr().err.strip().splitlines()[-3:]
     assert last_lines[0] == "1 failed:"
-    assert IDS[0] in last_lines[1]
+    assert last_lines[1].startswith(f"{IDS[0]}: ")
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["infer"], "say what to fill"),
+        (["infer"], "nothing to fill"),
+        (["infer", "--image", "a.nii"], "--mask and --output missing"),
+        (["infer", "--data-path", "a", "--output-path", "b", "--image", "c"], "--mask and --output missing"),
         (["infer", "--data-path", "nowhere", "--output-path", "o"], "no such folder"),
         (["infer", "--stepz", "3"], "No such option"),
         (["frobnicate"], "No such command"),
@@ -243,6 +246,11 @@ def test_an_input_is_never_overwritten(data, tiny_weights):
 
 def test_an_infinite_option_is_unusable(infer):
     assert infer("--smoothing", "inf") == 2
+
+
+def test_the_version_is_told(capfd):
+    assert run("--version") == 0
+    assert capfd.readouterr().out.strip() == importlib.metadata.version("brats-inpainting")
 
 
 def test_verbose_says_more(data, tmp_path, tiny_weights, capfd):

@@ -13,7 +13,7 @@ from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
 from brats_inpainting.infer import LPS, Inpainter, choose_device
 
-from .conftest import Anything, brain, inpainter, lesion, tiny_network
+from .conftest import Anything, brain, inpainter, lesion, tiny_network, write_case
 
 SHAPE = (64, 64, 12)
 
@@ -178,10 +178,18 @@ def test_weights_survive_the_journey_to_disk(tiny_weights):
     assert machine.weights.diffusion.window == 32
 
 
-@pytest.mark.parametrize("given", [np.ones((4, 4)), np.ones((4, 4, 4, 2)), np.ones((4, 4, 4), complex), "T1.nii.gz"])
+@pytest.mark.parametrize("given", [np.ones((4, 4)), np.ones((4, 4, 4, 2)), np.ones((4, 4, 4), complex), ["T1.nii.gz"]])
 def test_what_is_no_volume_is_a_case_error(given):
     with pytest.raises(CaseError, match="image"):
         inpainter().inpaint(given, np.ones((4, 4, 4)))
+
+
+def test_paths_are_read(tmp_path):
+    case = write_case(tmp_path, "a")
+    image, mask = (case / f"a-{kind}.nii.gz" for kind in ("t1n-voided", "mask"))
+    by_path = inpainter().inpaint(image, str(mask)).image
+    by_image = inpainter().inpaint(nib.load(image), nib.load(mask)).image
+    assert (np.asarray(by_path.dataobj) == np.asarray(by_image.dataobj)).all()
 
 
 def test_a_trailing_axis_of_an_array_is_put_back():

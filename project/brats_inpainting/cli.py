@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import signal
 import sys
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from brats_inpainting.config import DEFAULT_PRESET, PRESETS
 from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
+from brats_inpainting.progress import console
 
 if TYPE_CHECKING:
     from brats_inpainting.data.cases import Case
@@ -38,25 +40,31 @@ Baseline = StrEnum("Baseline", ["mean", "biharmonic"])
 
 
 def _option(name: str, text: str, **settings: Any) -> Any:
-    """Declare an option under both of its spellings, --data-path and --data_path."""
-    return typer.Option(f"--{name}", *([f"--{name.replace('-', '_')}"] if "-" in name else []), help=text, **settings)
+    return typer.Option(f"--{name}", help=text, **settings)
 
 
 DataPath = Annotated[Path, _option("data-path", "Folder with one sub-folder per case.")]
 OutputPath = Annotated[Path, _option("output-path", "Folder that receives the results.")]
-ReportPath = Annotated[Path | None, _option("report-path", "Folder for run.json, uncertainty maps and pictures.")]
+ReportPath = Annotated[Path | None, _option("report-path", "Folder for run.json and uncertainty maps.")]
 WeightsFile = Annotated[Path | None, _option("weights", "Network: .safetensors or .pt. Default: the bundled one.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(importlib.metadata.version("brats-inpainting"))
+        raise typer.Exit
 
 
 @app.callback()
 def common(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
-    quiet: Annotated[bool, _option("quiet", "Say nothing but warnings and errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but warnings and errors.")] = False,
+    version: Annotated[bool, _option("version", "Print the version.", is_eager=True, callback=_version)] = False,
 ) -> None:
     """Set how much is said."""
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler = logging.Handler()
+    handler.emit = lambda record: console.print(record.getMessage())  # type: ignore[method-assign]
     log.handlers, log.propagate = [handler], False
     log.setLevel(level)
 
@@ -74,7 +82,7 @@ def infer(
     parameters_file: Annotated[
         Path | None, _option("parameters-file", "YAML: our names or guided-diffusion's.")
     ] = None,
-    preset: Annotated[str | None, _option("preset", f"How to sample: {PRESET_NAMES}.")] = None,
+    preset: Annotated[str | None, _option("preset", f"{PRESET_NAMES}. Default: {DEFAULT_PRESET}.")] = None,
     sampler: Annotated[SamplerName | None, _option("sampler", "Instead of the preset's.")] = None,
     steps: Annotated[int | None, _option("steps", "Sampler steps, instead of the preset's.", min=1)] = None,
     samples: Annotated[
@@ -83,8 +91,8 @@ def infer(
     noise: Annotated[NoiseMode | None, _option("noise", "How slices share noise along z.")] = None,
     smoothing: Annotated[float | None, _option("smoothing", "Gaussian sigma in voxels, 0 = off.", min=0)] = None,
     dilate: Annotated[float | None, _option("dilate", "Grow the mask by so many millimetres.", min=0)] = None,
-    seed: Annotated[int | None, _option("seed", "Same seed, same result.", min=0)] = None,
-    device: Annotated[str | None, _option("device", "auto, cpu, cuda, cuda:1, mps.")] = None,
+    seed: Annotated[int | None, _option("seed", "Same seed, same result. Default: 0.", min=0)] = None,
+    device: Annotated[str | None, _option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
     batch_size: Annotated[str, _option("batch-size", "Slices per network pass: auto or a number.")] = "auto",
     resume: Annotated[
         bool, _option("resume", "Keep finished outputs, make the others; wins over --overwrite.")
@@ -97,6 +105,10 @@ def infer(
 ) -> None:
     """Fill the masked part of every case."""
     jobs = _jobs(data_path, output_path, image, mask, output)
+    if output_path and report_path and output_path.resolve() in (report_path.resolve(), *report_path.resolve().parents):
+        raise ConfigError(
+            f"{report_path}: lies in the output folder, which holds filled scans only\n  Put it elsewhere."
+        )
     from brats_inpainting import parameters
 
     said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
@@ -124,8 +136,6 @@ def infer(
     )
     if said.batch_size and batch_size == "auto":
         inpainter.batch_size = min(inpainter.batch_size, said.batch_size)
-    log.info("weights %s\nsampling %s\ndevice %s", inpainter.weights, inpainter.sampling, inpainter.device)
-    log.info("%d slices at a time", inpainter.batch_size)
     run = Run(
         inpainter,
         jobs,
@@ -135,7 +145,15 @@ def infer(
         quiet=log.level >= logging.WARNING,
     )
     run.start("resume" if resume else "overwrite" if overwrite else "error")
+    how = inpainter.sampling
+    log.info("weights %s", inpainter.weights)
+    log.info(
+        "%d steps of %s, %d sample(s), seed %d, on %s", how.steps, how.sampler, how.samples, run.seed, inpainter.device
+    )
+    log.info("on %s, %d slices at a time", inpainter.device, inpainter.batch_size)
+    log.debug("%s", how)
     run.go()
+    log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
     _finish(run.failed)
 
 
@@ -228,17 +246,32 @@ def _jobs(
     """Return what is to be filled and where each result goes."""
     from brats_inpainting.data import cases
 
-    if data_path and output_path and not (image or mask or output):
+    single = {"--image": image, "--mask": mask, "--output": output}
+    many = {"--data-path": data_path, "--output-path": output_path}
+    for ours, others in ((single, many), (many, single)):
+        if any(ours.values()) and (missing := [name for name, value in ours.items() if not value]):
+            raise ConfigError(f"{' and '.join(missing)} missing\n  {', '.join(ours)} belong together.")
+        if all(ours.values()) and any(others.values()):
+            raise ConfigError("a single pair and a folder exclude each other\n  Run the command twice.")
+    if data_path and output_path:
         return {output_path / cases.output_name(case.id): case for case in cases.find(data_path)}
-    if image and mask and output and not (data_path or output_path):
-        if not output.name.endswith((".nii", ".nii.gz")):
-            raise ConfigError(f"{output}: not a NIfTI name\n  Let it end in .nii.gz or .nii.")
-        if output.exists() and any(output.samefile(given) for given in (image, mask) if given.exists()):
+    if not (image and mask and output):
+        raise ConfigError("nothing to fill\n  Give --data-path and --output-path, or --image, --mask and --output.")
+    return _pair(image, mask, output)
+
+
+def _pair(image: Path, mask: Path, output: Path) -> dict[Path, Case]:
+    """Return the job of one pair of files; the case goes by the name of its output."""
+    from brats_inpainting.data.cases import Case
+
+    for given in (image, mask):
+        if not given.is_file():
+            raise ConfigError(f"{given}: no such file")
+        if output.exists() and output.samefile(given):
             raise ConfigError(f"{output}: is an input too\n  Give another name for the result.")
-        return {output: cases.Case(output.name.removesuffix(".gz").removesuffix(".nii"), image, mask)}
-    raise ConfigError(
-        "say what to fill\n  Either --data-path and --output-path, or --image, --mask and --output; --help tells more."
-    )
+    if not output.name.endswith((".nii", ".nii.gz")):
+        raise ConfigError(f"{output}: not a NIfTI name\n  Let it end in .nii.gz or .nii.")
+    return {output: Case(output.name.removesuffix(".gz").removesuffix(".nii"), image, mask)}
 
 
 def _whole_number(text: str) -> int | None:
@@ -257,9 +290,13 @@ def _finish(failed: dict[str, str]) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _flags_first(args: list[str]) -> list[str]:
-    """Let -v and --quiet stand anywhere."""
-    return sorted(args, key=lambda arg: arg not in ("-v", "--verbose", "--quiet"))
+def _normalised(args: list[str]) -> list[str]:
+    """Let -v and --quiet stand anywhere, and --data_path be --data-path, as MLCube and its clients write it."""
+    args = [
+        "=".join([arg.split("=", 1)[0].replace("_", "-"), *arg.split("=", 1)[1:]]) if arg.startswith("--") else arg
+        for arg in args
+    ]
+    return sorted(args, key=lambda arg: arg not in ("-v", "--verbose", "-q", "--quiet"))
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
@@ -272,7 +309,7 @@ def main(args: list[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     try:
-        app(_flags_first(sys.argv[1:] if args is None else args))
+        app(_normalised(sys.argv[1:] if args is None else args))
     except InpaintingError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(UNUSABLE)

@@ -51,13 +51,9 @@ class Run:
             ConfigError: when a folder cannot be written, or outputs exist and nothing was said about them, or were
                 made with other settings than those of the run that resumes.
         """
-        outputs = {target.parent.resolve() for target in self.jobs}
-        report = self.report_path.resolve() if self.report_path else None
-        if report and any(output in (report, *report.parents) for output in outputs):
-            raise ConfigError(
-                f"{report}: lies in the output folder, where graders open every file\n  Put it elsewhere."
-            )
-        for folder in outputs | ({report} if report else set()):
+        if self.inpainter.sampling.samples > 1 and not self.report_path:
+            log.warning("the uncertainty map of the samples is not kept; --report-path gives it a place")
+        for folder in {target.parent for target in self.jobs} | ({self.report_path} if self.report_path else set()):
             _make_writable(folder)
         there = [target for target in self.jobs if target.exists()]
         if there and existing == "error":
@@ -118,7 +114,8 @@ class Run:
         report = {
             "output": target.name,
             "slices": len(slices.masked(scan.mask_HWS)),
-            "voxels_in_mask": int(scan.mask_XYZ.sum()),
+            "voxels_in_mask": int(scan.loaded.mask_XYZ.sum()),
+            "voxels_in_grown_mask": int(scan.mask_XYZ.sum()),
             "voxels_changed_inside": int(np.count_nonzero(changed_XYZ & scan.mask_XYZ)),
             "voxels_changed_outside": int(np.count_nonzero(changed_XYZ & ~scan.mask_XYZ)),
             "seconds": round(seconds, 2),
@@ -127,11 +124,12 @@ class Run:
         self.reports[scan.id] = report
         watch.close()
         log.info(
-            "%s: %d slices in %s, %s voxels changed inside the mask, %s outside, written to %s",
+            "%s: %d slices in %s, %s voxels changed inside the %smask, %s outside, written to %s",
             scan.id,
             report["slices"],
             duration(seconds),
             f"{report['voxels_changed_inside']:,}",
+            "grown " if self.inpainter.sampling.dilate else "",
             f"{report['voxels_changed_outside']:,}",
             target,
         )
@@ -140,12 +138,14 @@ class Run:
     def _fail(self, case_id: str, error: CaseError, watch: Watch) -> None:
         self.failed[case_id] = str(error)
         watch.close()
-        log.error("%s", error)
+        log.warning("%s: failed, the reason stands at the end", case_id)
 
     def _resume(self, there: list[Path]) -> None:
         """Leave out what is finished: every output, or, where a run.json tells, those it lists."""
         record = self.report_path / "run.json" if self.report_path else None
-        if there and record and record.exists():
+        if there and not (record and record.exists()):
+            log.warning("no run.json in --report-path: nobody knows with which settings the kept files were made")
+        elif there and record:
             stored = _read_record(record)
             if differing := [name for name, value in self.settings().items() if stored["settings"].get(name) != value]:
                 raise ConfigError(
@@ -196,5 +196,5 @@ def _make_writable(folder: Path) -> None:
             leftover.unlink()
     except OSError as error:
         raise ConfigError(
-            f"{folder}: cannot be written ({error.strerror})\n  Give another folder, or mount it writable."
+            f"{folder}: no folder that can be written ({error.strerror})\n  Give another, or mount it writable."
         ) from error

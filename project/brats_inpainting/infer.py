@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ class Inpainter:
     ``batch_size`` is halved whenever memory runs out.
     """
 
-    weights: Weights
+    weights: Weights = field(repr=False)
     sampling: SamplingConfig
     device: torch.device
     batch_size: int
@@ -113,14 +113,14 @@ class Inpainter:
         """Fill one scan.
 
         Args:
-            image: T1 volume, X × Y × Z, as an array in LPS order with 1 mm voxels, or as a NIfTI image in any
-                orientation; skull-stripped, background 0; whatever stands inside the mask is ignored.
+            image: T1 volume, X × Y × Z, as an array in LPS order with 1 mm voxels, or as a NIfTI image (or its path) in
+                any orientation; skull-stripped, background 0; whatever stands inside the mask is ignored.
             mask: likewise; more than 0.5 counts as mask.
-            seed: the result depends on it, and on nothing random besides.
+            seed: 0 or more; the result depends on it, and on nothing random besides.
 
         Returns:
             The filled scan and the standard deviation over the samples (``None`` for one sample), arrays for an
-            array, NIfTI images for an image; float32.
+            array, NIfTI images otherwise; float32.
 
         Raises:
             CaseError: naming every reason why the scan cannot be processed.
@@ -134,7 +134,7 @@ class Inpainter:
         filled = time.perf_counter()
         result_XYZ, std_XYZ = self.finish(stack)
         timings = {"prepare": prepared - started, "fill": filled - prepared, "finish": time.perf_counter() - filled}
-        if not isinstance(image, Nifti1Image):
+        if not isinstance(image, str | Path | Nifti1Image):
             shape = np.shape(image)
             return Inpainting(result_XYZ.reshape(shape), None if std_XYZ is None else std_XYZ.reshape(shape), timings)
         std = None if std_XYZ is None else volume.image_like(loaded, std_XYZ)
@@ -263,7 +263,9 @@ def _padded(rows: list[Tensor], size: int) -> Tensor:
 
 
 def _as_image(given: Any) -> Nifti1Image:
-    """Take images as they are, and arrays as LPS volumes of 1 mm; ``examine`` refuses those that are no volumes."""
+    """Read paths, take images as they are, and arrays as LPS volumes of 1 mm."""
+    if isinstance(given, str | Path):
+        return cases.read(Path(given))
     if isinstance(given, SpatialImage):
         return given
     values = np.asarray(given)

@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)  # the bar's and the log's
 LINE_EVERY = 30.0  # seconds between plain lines
 
 
@@ -30,7 +31,7 @@ class Watch:
                 TaskProgressColumn(),
                 TextColumn("{task.fields[left]}"),
             )
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar = Progress(*columns, console=console, transient=True)
             self.task = self.bar.add_task("reading", total=1.0, left="")
 
     def __enter__(self) -> Self:
@@ -59,15 +60,17 @@ class Watch:
     def advance(self, passes: int) -> None:
         """Count slice-passes, and show where the run stands."""
         self.done += passes
-        fraction = self.done / max(1, self.known) * self.opened / max(1, self.cases)
+        total = self.known * self.cases / max(1, self.opened)
+        fraction = self.done / max(1, total)
         now = time.monotonic()
         left = (now - self.started) * (1 - fraction) / fraction if fraction else 0.0
-        where = f"case {min(self.closed + 1, self.cases)} of {self.cases}, {self.done:,} slice passes"
+        case = f"case {min(self.closed + 1, self.cases)} of {self.cases}"
+        where = f"{case}, {self.done:,} of about {round(total):,} slice passes"
         if self.bar:
             self.bar.update(self.task, completed=fraction, description=where, left=f"{duration(left)} left")
         elif not self.quiet and now - self.last_line >= LINE_EVERY:
             self.last_line = now
-            sys.stderr.write(f"{where}, {fraction:.0%} done, {duration(left)} left\n")
+            console.print(f"{where}, {fraction:.0%} done, {duration(left)} left")
 
 
 def duration(seconds: float) -> str:

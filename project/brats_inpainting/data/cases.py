@@ -16,6 +16,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import HeaderDataError
+from scipy import ndimage
 
 from brats_inpainting.errors import CaseError, ConfigError
 
@@ -119,7 +120,7 @@ def load(case: Case) -> Loaded:
         except CaseError as error:
             problems.append(str(error))
     if problems:
-        raise CaseError(f"{case.id}: unreadable\n  " + "\n  ".join(problems))
+        raise CaseError(f"{case.id}: cannot be read\n  " + "\n  ".join(problems))
     return examine(case.id, images[0], images[1], names=(case.image.name, case.mask.name))
 
 
@@ -206,7 +207,7 @@ def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image
     yield (
         "mask and image lie on different grids\n  "
         + "\n  ".join(lines)
-        + ("\n  Resample the mask onto the image (nearest neighbour), then run this case again.")
+        + ("\n  Shapes must be equal, affines too (to 0.001). Resample the mask onto the image (nearest neighbour).")
     )
 
 
@@ -239,11 +240,7 @@ def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndar
         yield "a trailing axis of length one is dropped, and put back in the output"
     level = background(image_XYZ, mask_XYZ)
     foreground_XYZ = image_XYZ != level
-    axial = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
-    in_plane = tuple(axis for axis in range(3) if axis != axial)
-    buried_Z = mask_XYZ.any(in_plane) & ~(foreground_XYZ & ~mask_XYZ).any(in_plane)
-    if buried_Z.any():
-        yield f"the mask covers all of the brain in {np.count_nonzero(buried_Z)} slices; these are filled from nothing"
+    yield from _place_warnings(image, foreground_XYZ & ~mask_XYZ, mask_XYZ)
     if foreground_XYZ.mean() > 0.9:
         yield "no background around the brain; the intensities are scaled for scans with background 0"
         return
@@ -253,6 +250,21 @@ def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndar
     whole = bright_XYZ | mask_XYZ
     if any(whole.take(end, axis=axis).mean() > 0.05 for axis in range(3) for end in (0, -1)):
         yield "the brain is cropped by the edge of the image; the fill near that edge will be worse"
+
+
+def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
+    """Look at where the mask lies in the tissue that is left."""
+    if not mask_XYZ.any():
+        return
+    box = ndimage.find_objects(mask_XYZ.astype(np.uint8))[0]
+    around = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in box)
+    if not tissue_XYZ[around].any():
+        yield "there is no brain around the mask: is it the right mask?"
+    axial = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
+    in_plane = tuple(axis for axis in range(3) if axis != axial)
+    buried = np.count_nonzero(mask_XYZ.any(in_plane) & ~tissue_XYZ.any(in_plane))
+    if buried:
+        yield f"the mask leaves no brain in {buried} of its slices; these are filled from nothing"
 
 
 def background(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
