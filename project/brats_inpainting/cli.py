@@ -105,10 +105,8 @@ def infer(
 ) -> None:
     """Fill the masked part of every case."""
     jobs = _jobs(data_path, output_path, image, mask, output)
-    if output_path and report_path and output_path.resolve() in (report_path.resolve(), *report_path.resolve().parents):
-        raise ConfigError(
-            f"{report_path}: lies in the output folder, which holds filled scans only\n  Put it elsewhere."
-        )
+    if output_path and report_path and report_path.resolve().is_relative_to(output_path.resolve()):
+        raise ConfigError(f"{report_path}: lies in the output folder, which holds filled scans only\n  Move it.")
     from brats_inpainting import parameters
 
     said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
@@ -147,9 +145,7 @@ def infer(
     run.start("resume" if resume else "overwrite" if overwrite else "error")
     how = inpainter.sampling
     log.info("weights %s", inpainter.weights)
-    log.info(
-        "%d steps of %s, %d sample(s), seed %d, on %s", how.steps, how.sampler, how.samples, run.seed, inpainter.device
-    )
+    log.info("%d steps of %s, %d sample(s), seed %d", how.steps, how.sampler, how.samples, run.seed)
     log.info("on %s, %d slices at a time", inpainter.device, inpainter.batch_size)
     log.debug("%s", how)
     run.go()
