@@ -49,7 +49,7 @@ def test_the_example_is_filled_inside_the_mask_and_nowhere_else(example):
     mask = values(read(case, "mask")) > 0
     assert [path.name for path in (root / "out").iterdir()] == [f"{case.name}-t1n-inference.nii.gz"]
     assert (values(filled)[~mask] == values(given)[~mask]).all()
-    assert (values(filled)[mask] > 0).mean() > 0.95
+    assert (values(filled)[mask] > 0).mean() > 0.95  # tissue, but for what of the mask lies over background
     assert filled.get_data_dtype() == np.float32
     assert (filled.get_qform() == given.get_qform()).all()
     assert "0 outside" in told.stderr
@@ -69,6 +69,8 @@ def test_the_bundled_weights_fill_the_example_better_than_its_mean(example):
     assert ours.ssim > theirs.ssim
     assert ours.psnr > theirs.psnr
     assert ours.mse < theirs.mse
+    # golden: small-1 at preset fast; processors differ in the last bits, which a fill of 2 steps hardly magnifies
+    assert ours[:3] == pytest.approx((0.8531, 17.76, 0.00494), rel=2e-3)
 
 
 @pytest.mark.slow

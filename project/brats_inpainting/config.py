@@ -70,7 +70,7 @@ class SamplingConfig(Settings):
     """
 
     sampler: Literal["ddpm", "ddim", "dpmpp_2m", "heun"] = "dpmpp_2m"
-    steps: PositiveInt = 4
+    steps: PositiveInt = 2
     samples: PositiveInt = 1
     noise: Literal["independent", "shared", "slerp"] = "slerp"
     smoothing: float = Field(default=1.075, ge=0, allow_inf_nan=False)

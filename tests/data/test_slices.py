@@ -65,7 +65,7 @@ def test_few_cases_wait_for_a_full_batch():
             yield from slices.todo(stack, window=32)
 
     for group in slices.batches(todo(), lambda: 1000):
-        assert len({id(piece.stack) for piece in group}) <= slices.MAX_OPEN + 1
+        assert len({id(piece.stack) for piece in group}) <= slices.MAX_OPEN
     assert len(opened) == 12
 
 

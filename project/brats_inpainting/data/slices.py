@@ -83,17 +83,21 @@ def todo(stack: Stack, *, window: int) -> Iterator[Slice]:
 def batches(pieces: Iterable[Slice], size: Callable[[], int]) -> Iterator[list[Slice]]:
     """Group slices of equal window across cases into lists of at most ``size()``.
 
-    Few cases wait at a time; what is left of them goes out in smaller lists, in the order of arrival.
+    Every few cases everything that still waits goes out in smaller lists, so that finished cases are written soon and
+    few are held in memory.
     """
     waiting: dict[tuple[int, int], list[Slice]] = {}
+    opened: list[Stack] = []
     for piece in pieces:
+        if piece.stack not in opened:
+            if len(opened) == MAX_OPEN:
+                yield from waiting.values()
+                waiting, opened = {}, []
+            opened.append(piece.stack)
         shape = _shape(piece)
         waiting.setdefault(shape, []).append(piece)
         if len(waiting[shape]) >= size():
             yield waiting.pop(shape)
-        if len({id(p.stack) for group in waiting.values() for p in group}) > MAX_OPEN:
-            yield from waiting.values()
-            waiting = {}
     yield from waiting.values()
 
 
