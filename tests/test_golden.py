@@ -6,7 +6,7 @@ import torch
 
 from brats_inpainting.config import DiffusionConfig, UNetConfig
 from brats_inpainting.diffusion import samplers
-from brats_inpainting.diffusion.process import Denoiser, Schedule, training_losses
+from brats_inpainting.diffusion.process import Denoiser, Schedule, predict, training_losses
 
 from .golden import SMALL, VECTORS, distance, network, rnd
 
@@ -63,7 +63,8 @@ def test_one_ancestral_step_has_the_original_mean_and_variance(small, condition,
     assert distance(x0, f"pmv_{t}_pred_xstart") < tolerance
     assert distance(SCHEDULE.posterior_mean(x0, x_t, t_S), f"pmv_{t}_mean") < tolerance
     assert distance(SCHEDULE.log_variance(v, t_S), f"pmv_{t}_log_variance") < tolerance
-    x0, _, _ = Denoiser(small, condition, SCHEDULE, DiffusionConfig(), clamped=False)(x_t, t)
+    out = small(torch.cat([condition, x_t], dim=1), t_S)
+    x0, _, _ = predict(out, x_t, t_S, SCHEDULE, DiffusionConfig(), clamped=False)
     assert distance(x0, f"pmv_{t}_pred_xstart_unclamped") < tolerance
     assert distance(SCHEDULE.posterior_mean(x0, x_t, t_S), f"pmv_{t}_mean_unclamped") < tolerance
 

@@ -7,11 +7,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from brats_inpainting.config import DiffusionConfig, TrainConfig, UNetConfig
+from brats_inpainting.config import BUNDLED_WEIGHTS, DiffusionConfig, TrainConfig, UNetConfig
 from brats_inpainting.data import dataset
 from brats_inpainting.data.dataset import FreshMasks
 from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.infer import LPS
 from brats_inpainting.train import read_recipe, train
@@ -85,3 +87,14 @@ def test_a_folder_without_scans_and_a_bad_recipe_are_refused(tmp_path):
 def test_the_papers_recipe_is_the_default():
     recipe = read_recipe(Path(__file__).parents[1] / "workspace" / "parameters" / "paper.yaml")
     assert recipe == TrainConfig()
+
+
+def test_the_bundled_recipe_stays_within_five_gflop_a_window():
+    recipe = read_recipe(Path(__file__).parents[1] / "workspace" / "parameters" / "small.yaml")
+    side = recipe.diffusion.window
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        UNet(recipe.unet)(torch.zeros(1, 3, side, side), torch.zeros(1))
+    assert flops.get_total_flops() == pytest.approx(4.9e9, rel=0.01)  # as the model card says, rounded
+    weights = checkpoint.load(BUNDLED_WEIGHTS)
+    assert weights.network.config == recipe.unet
+    assert weights.diffusion == recipe.diffusion

@@ -38,6 +38,7 @@ from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, Inp
 log = logging.getLogger(__name__)
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine that a bare array is given: BraTS order, 1 mm
+OnPass = Callable[[int], None]
 BATCH = {"cuda": 32, "mps": 8, "cpu": 4}  # the paper's on a GPU; more gains nothing on a CPU
 
 
@@ -47,9 +48,6 @@ class Inpainting(NamedTuple):
     image: Any
     std: Any
     timings: dict[str, float]
-
-
-OnPass = Callable[[int], None]
 
 
 @dataclass
@@ -161,7 +159,11 @@ class Inpainter:
                     yield piece.stack
 
     def finish(self, stack: Stack) -> tuple[np.ndarray, np.ndarray | None]:
-        """Stack, smooth and undo (paper §3.3): the filled volume and the spread, X × Y × Z in own intensities."""
+        """Stack, smooth and undo (paper §3.3): the filled volume and the spread, X × Y × Z in own intensities.
+
+        Raises:
+            CaseError: when the network returned NaN, or the paper's rescaling finds no range of intensities.
+        """
         scan, sampling = stack.scan, self.sampling
         if not np.isfinite(stack.mean_HWS).all():
             raise CaseError(f"{scan.id}: the network returned NaN or infinity\n  Use other weights, or another device.")

@@ -204,11 +204,8 @@ def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image
         f"{name}   {_times(i.shape)}, origin {_numbers(i.affine[:3, 3])}, axes {_numbers(i.affine[:3, :3].ravel())}"
         for name, i in zip(names, (image, mask), strict=True)
     ]
-    yield (
-        "mask and image lie on different grids\n  "
-        + "\n  ".join(lines)
-        + ("\n  Shapes must be equal, affines too (to 0.001). Resample the mask onto the image (nearest neighbour).")
-    )
+    advice = "Shapes must be equal, affines too (to 0.001). Resample the mask onto the image (nearest neighbour)."
+    yield "\n  ".join(["mask and image lie on different grids", *lines, advice])
 
 
 def _value_problems(names: tuple[str, str], image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
@@ -270,8 +267,8 @@ def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.nda
 def background(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
     """Return the value of the background: the median of the volume's faces outside the mask; 0 in BraTS."""
     faces = [image_XYZ.take(end, axis=axis)[~mask_XYZ.take(end, axis=axis)] for axis in range(3) for end in (0, -1)]
-    values = np.concatenate(faces)
-    return float(np.median(values)) if values.size else 0.0
+    rim = np.concatenate(faces)
+    return float(np.median(rim)) if rim.size else 0.0
 
 
 def _times(shape: tuple[int, ...]) -> str:

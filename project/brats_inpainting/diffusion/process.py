@@ -120,20 +120,19 @@ class Prediction(NamedTuple):
 class Denoiser:
     """A network bound to its condition: ``denoise(x_t, t)`` is all that a sampler needs to know.
 
-    ``condition_S2HW`` is (b, m), b in the configuration's image range; ``clamped`` = False leaves x̂_0 as it is.
+    ``condition_S2HW`` is (b, m), b in the configuration's image range.
     """
 
     network: Network
     condition_S2HW: Tensor
     schedule: Schedule
     config: DiffusionConfig
-    clamped: bool = True
 
     def __call__(self, x_S1HW: Tensor, t: int) -> Prediction:
         """Return x̂_0 (clamped), the ε that leads from it to ``x_S1HW``, and v, in float32."""
         t_S = torch.tensor([t], device=x_S1HW.device)  # one timestep for all slices: its embedding is computed once
         out_SCHW = self.network(torch.cat([self.condition_S2HW, x_S1HW], dim=1), t_S).float()
-        return predict(out_SCHW, x_S1HW, t_S, self.schedule, self.config, clamped=self.clamped)
+        return predict(out_SCHW, x_S1HW, t_S, self.schedule, self.config, clamped=True)
 
 
 def predict(
