@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from brats_inpainting import cli
+from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.errors import CheckpointError
 
 from .conftest import LPS, brain, lesion, write_case
 
@@ -35,7 +38,15 @@ def data(tmp_path):
 @pytest.fixture
 def infer(data, tmp_path, tiny_weights):
     def call(*args, weights=tiny_weights):
-        fixed = ("--data-path", data, "--output-path", tmp_path / "out", "--weights", weights, "--device", "cpu")
+        fixed = (
+            "--data-path",
+            data,
+            "--output-path",
+            tmp_path / "out",
+            "--device",
+            "cpu",
+            *(["--weights", weights] if weights else []),
+        )
         return run("--quiet", "infer", *fixed, "--steps", 2, *args)
 
     return call
@@ -62,6 +73,34 @@ def test_underscores_and_equal_signs_will_do(data, tmp_path, tiny_weights):
     paths = (f"--data_path={data}", f"--output_path={tmp_path / 'out'}", f"--weights={tiny_weights}")
     assert run("infer", *paths, "--steps=1") == 0
     assert outputs(tmp_path) == NAMES
+
+
+@pytest.mark.parametrize("names", [("--input-dir", "--output-dir"), ("--data_path", "--output_path")])
+def test_options_without_a_task_are_those_of_infer(data, tmp_path, tiny_weights, names):
+    shutil.rmtree(data / IDS[1])
+    pairs = dict(zip(names, (data, tmp_path / "out"), strict=True)) | {"--weights": tiny_weights, "--steps": 1}
+    assert run("-q", *(f"{name}={value}" for name, value in pairs.items())) == 0
+    assert outputs(tmp_path) == NAMES[:1]
+
+
+def test_the_weights_may_lie_in_a_folder_of_additional_files(infer, tmp_path, tiny_weights, capfd):
+    folder = tmp_path / "additional_files"
+    folder.mkdir()
+    (folder / "README").write_text("nothing that a network could use")
+    for name in ("one.safetensors", "two.safetensors"):
+        shutil.copy(tiny_weights, folder / name)
+    assert infer("--additional-files-path", folder, weights="") == 2
+    assert "holds one.safetensors, two.safetensors" in capfd.readouterr().err
+    (folder / "two.safetensors").rename(folder / "two.pt")
+    report = tmp_path / "report"
+    assert infer("--additional-files-path", folder, "--report-path", report, weights="") == 0
+    assert json.loads((report / "run.json").read_text())["weights"].startswith("one.safetensors")
+
+
+def test_an_empty_folder_of_additional_files_means_the_bundled_weights(tmp_path):
+    assert checkpoint.find(tmp_path) is None
+    with pytest.raises(CheckpointError, match="no such folder"):
+        checkpoint.find(tmp_path / "nowhere")
 
 
 def test_a_single_pair_of_files_can_be_filled(data, tmp_path, tiny_weights):

@@ -11,7 +11,7 @@ from brats_inpainting.data.slices import Stack
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
-from brats_inpainting.infer import LPS, Inpainter, choose_device
+from brats_inpainting.infer import LPS, Inpainter
 
 from .conftest import Anything, brain, inpainter, lesion, tiny_network, write_case
 
@@ -162,12 +162,6 @@ def test_loading_says_what_is_wrong(tiny_weights, tmp_path):
 def test_overrides_replace_what_the_preset_says(tiny_weights):
     machine = Inpainter.load(tiny_weights, preset="paper", steps=3, device="cpu")
     assert machine.sampling == PRESETS["paper"].model_copy(update={"steps": 3})
-
-
-def test_a_gpu_that_is_not_there_gives_the_cpu_and_a_warning(caplog, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("cuda:0") == torch.device("cpu")
-    assert "not there" in caplog.text
 
 
 def test_weights_survive_the_journey_to_disk(tiny_weights):

@@ -33,14 +33,15 @@ app = typer.Typer(
 log = logging.getLogger("brats_inpainting")
 out = Console(highlight=False, soft_wrap=True, markup=False)
 
+LOUDNESS = ("-v", "--verbose", "-q", "--quiet")
 PRESET_NAMES = ", ".join(PRESETS)
 SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
 NoiseMode = StrEnum("NoiseMode", ["independent", "shared", "slerp"])
 Baseline = StrEnum("Baseline", ["mean", "biharmonic"])
 
 
-def _option(name: str, text: str, **settings: Any) -> Any:
-    return typer.Option(f"--{name}", help=text, **settings)
+def _option(name: str, text: str, *aliases: str, **settings: Any) -> Any:
+    return typer.Option(f"--{name}", *aliases, help=text, **settings)
 
 
 DataPath = Annotated[Path, _option("data-path", "Folder with one sub-folder per case.")]
@@ -71,14 +72,19 @@ def common(
 
 @app.command()
 def infer(
-    data_path: Annotated[Path | None, _option("data-path", "Folder with one sub-folder per case.")] = None,
+    data_path: Annotated[
+        Path | None, _option("data-path", "Folder with one sub-folder per case.", "--input-dir")
+    ] = None,
     output_path: Annotated[
-        Path | None, _option("output-path", "Folder that receives {id}-t1n-inference.nii.gz.")
+        Path | None, _option("output-path", "Folder that receives {id}-t1n-inference.nii.gz.", "--output-dir")
     ] = None,
     image: Annotated[Path | None, _option("image", "A single T1, instead of --data-path.")] = None,
     mask: Annotated[Path | None, _option("mask", "Its mask.")] = None,
     output: Annotated[Path | None, _option("output", "The file to write for --image and --mask.")] = None,
     weights: WeightsFile = None,
+    additional_files_path: Annotated[
+        Path | None, _option("additional-files-path", "Folder that may hold the weights file, as MedPerf mounts it.")
+    ] = None,
     parameters_file: Annotated[
         Path | None, _option("parameters-file", "YAML: our names or guided-diffusion's.")
     ] = None,
@@ -120,11 +126,12 @@ def infer(
         "smoothing": smoothing,
         "dilate": dilate,
     }
+    from brats_inpainting.diffusion import checkpoint
     from brats_inpainting.folder import Run
     from brats_inpainting.infer import Inpainter
 
     inpainter = Inpainter.load(
-        weights,
+        weights or (additional_files_path and checkpoint.find(additional_files_path)),
         preset=preset or said.preset or DEFAULT_PRESET,
         device=device or said.device or "auto",
         batch_size=_whole_number(batch_size),
@@ -146,7 +153,7 @@ def infer(
     how = inpainter.sampling
     log.info("weights %s", inpainter.weights)
     log.info("%d steps of %s, %d sample(s), seed %d", how.steps, how.sampler, how.samples, run.seed)
-    log.info("on %s, %d slices at a time", inpainter.device, inpainter.batch_size)
+    log.info("%d slices at a time", inpainter.batch_size)
     log.debug("%s", how)
     run.go()
     log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
@@ -287,12 +294,16 @@ def _finish(failed: dict[str, str]) -> None:
 
 
 def _normalised(args: list[str]) -> list[str]:
-    """Let -v and --quiet stand anywhere, and --data_path be --data-path, as MLCube and its clients write it."""
+    """Let --data_path be --data-path, -v and --quiet stand anywhere, and options without a task be those of infer."""
     args = [
         "=".join([arg.split("=", 1)[0].replace("_", "-"), *arg.split("=", 1)[1:]]) if arg.startswith("--") else arg
         for arg in args
     ]
-    return sorted(args, key=lambda arg: arg not in ("-v", "--verbose", "-q", "--quiet"))
+    loudness = [arg for arg in args if arg in LOUDNESS]
+    rest = [arg for arg in args if arg not in LOUDNESS]
+    if rest and rest[0].startswith("-") and rest[0] not in ("--help", "--version"):
+        rest.insert(0, "infer")
+    return loudness + rest
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:

@@ -196,5 +196,6 @@ def _make_writable(folder: Path) -> None:
             leftover.unlink()
     except OSError as error:
         raise ConfigError(
-            f"{folder}: no folder that can be written ({error.strerror})\n  Give another, or mount it writable."
+            f"{folder}: no folder that can be written ({error.strerror})\n"
+            "  Give another, or mount it writable; in a container, run as its owner: --user $(id -u):$(id -g)."
         ) from error

@@ -30,6 +30,7 @@ from brats_inpainting.config import (
 from brats_inpainting.data import cases, slices, volume
 from brats_inpainting.data.slices import Slice, Stack
 from brats_inpainting.data.volume import Scan
+from brats_inpainting.device import choose
 from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.process import Denoiser, Prediction, Schedule
@@ -89,7 +90,7 @@ class Inpainter:
             CheckpointError: when the weights cannot be used.
             ConfigError: when there is no such preset or device, or an override is out of range.
         """
-        where, how = choose_device(device), config.sampling(preset, **overrides)
+        where, how = choose(device), config.sampling(preset, **overrides)
         loaded = checkpoint.load(weights or BUNDLED_WEIGHTS, unet=unet, diffusion=diffusion)
         unet, window = loaded.network.config, loaded.diffusion.window
         if unet.in_channels != 3 or FRAME_MULTIPLE % unet.stride or window % unet.stride:
@@ -234,28 +235,6 @@ class Inpainter:
             mode=self.sampling.noise,
         )
         return frame_HW[None, rows, columns]
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device to work on; ``auto`` takes a GPU that this build of torch can use, else the CPU.
-
-    A GPU that is not there gives the CPU and a warning.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"no device named {name!r}\n  There are: auto, cpu, cuda, cuda:0 and so on, mps.") from error
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, False):
-        log.warning("%s is not there; working on the CPU", name)
-        return torch.device("cpu")
-    return device
 
 
 def _padded(rows: list[Tensor], size: int) -> Tensor:

@@ -46,6 +46,21 @@ class Weights:
         return f"{self.path.name}: {kind}, {parameters:,} parameters, SHA-256 {self.sha256[:12]}"
 
 
+def find(folder: Path) -> Path | None:
+    """Return the one weights file in a folder, a ``.safetensors`` before a ``.pt``; ``None`` if it holds neither.
+
+    Raises:
+        CheckpointError: when there is no such folder, or nobody can tell which file is meant.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder\n  Give the folder that holds the weights file.")
+    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pt"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(f"{folder}: holds {names}\n  Leave one of them there, or name one with --weights.")
+    return found[0] if found else None
+
+
 def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: DiffusionConfig | None = None) -> Weights:
     """Read a weights file.
 

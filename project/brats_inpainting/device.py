@@ -1,0 +1,79 @@
+"""Which device the network runs on, and why."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+
+import torch
+
+from brats_inpainting.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def choose(name: str) -> torch.device:
+    """Return the device to work on, and log why; a GPU that cannot be used gives the CPU.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:i``, ``mps``, or ``auto`` for a GPU where this build of torch can use one.
+
+    Raises:
+        ConfigError: when the name means nothing.
+    """
+    auto = name == "auto"
+    if auto:
+        name = "mps" if torch.backends.mps.is_available() else "cuda"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"no device named {name!r}\n  There are: auto, cpu, cuda, cuda:0 and so on, mps.") from error
+    if device.type == "cpu":
+        log.info("on the CPU, as asked")
+        return device
+    if problem := _problem(device):
+        unexpected = not auto or torch.cuda.device_count() > 0
+        log.log(logging.WARNING if unexpected else logging.INFO, "on the CPU: %s", problem)
+        return torch.device("cpu")
+    log.info("on %s%s", device, f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "")
+    return device
+
+
+def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Tell whether a build of torch holds code for a GPU.
+
+    Machine code (``sm_86``) runs on GPUs of the same major version from its minor one on; intermediate code
+    (``compute_90``) is translated by the driver for anything newer.
+
+    Args:
+        capability: the GPU's compute capability, major and minor.
+        architectures: what ``torch.cuda.get_arch_list`` returns.
+    """
+    for kind, digits in re.findall(r"(sm|compute)_(\d+)", " ".join(architectures)):
+        built = divmod(int(digits), 10)
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return True
+    return False
+
+
+def _problem(device: torch.device) -> str | None:
+    """Say why a device cannot be used; ``None`` if it can."""
+    if device.type != "cuda":
+        there = device.type == "mps" and torch.backends.mps.is_available()
+        return None if there else f"no {device} device found"
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} is built without CUDA"
+    with warnings.catch_warnings(record=True) as caught:  # torch reports an old driver as a warning
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        return str(caught[0].message).splitlines()[0] if caught else "no NVIDIA GPU found"
+    if (device.index or 0) >= torch.cuda.device_count():
+        return f"no {device} found, the last GPU is cuda:{torch.cuda.device_count() - 1}"
+    major, minor = torch.cuda.get_device_capability(device)
+    built = torch.cuda.get_arch_list()
+    if not runs_on((major, minor), built):
+        gpu = f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
+        return f"no code for {gpu} in torch {torch.__version__}, which is built for {', '.join(built)}"
+    return None
