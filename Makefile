@@ -1,32 +1,83 @@
 # The short names of everything a developer runs. All of it happens in .venv, which the first target makes.
 PYTHON ?= python3
-TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 BIN := .venv/bin
 READY := .venv/ready
+CLIENTS := .venv-clients/ready
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= brats-inpainting:$(VERSION)
 
-.PHONY: demo test lint
+# The build of torch in the image: empty for pip's default (CUDA), cpu, cu126 …
+TORCH ?=
+TORCH_PIN = $(shell grep ^torch== requirements.txt)$(TORCH:%=+%)
+TORCH_INDEX = $(TORCH:%=https://download.pytorch.org/whl/%)
+WHEELHOUSE ?= wheelhouse
+PORT ?= 8765
+
+.PHONY: demo example test test-container lint image wheelhouse submission
 
 demo: $(READY)  ## fill a lesion in an example brain with the bundled weights, score it, draw it
 	$(BIN)/brats-inpainting example --output-path demo/data
 	$(BIN)/brats-inpainting infer --data-path demo/data --output-path demo/output --report-path demo/report --overwrite
 	$(BIN)/brats-inpainting evaluate --predictions demo/output --data-path demo/data --report-path demo/report
 
-test: $(READY)  ## all tests
+example: $(READY)  ## the example case where the MLCube tasks look for data
+	$(BIN)/brats-inpainting example --output-path workspace/data
+
+test: $(READY)  ## all tests but those of the container
 	$(BIN)/python -m pytest
+
+test-container: $(READY) $(CLIENTS)  ## the image under every client, with a Docker engine of its own if none runs
+	[ -d $(WHEELHOUSE) ] || $(MAKE) wheelhouse TORCH=cpu
+	tests/container/with_engine sh -ec '$(MAKE) image TORCH=cpu; PATH=$(CURDIR)/.venv-clients/bin:$$PATH \
+		$(BIN)/python -m pytest -m container tests/container'
 
 lint: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# From a wheelhouse, if there is one, the image is built without any registry; the wheels are served on the loopback.
+image:  ## build the container; TORCH=cpu for the small one
+ifeq ($(wildcard $(WHEELHOUSE)/*.whl),)
+	docker build --tag $(IMAGE) $(BUILD) $(TORCH_INDEX:%=--build-arg PIP_EXTRA_INDEX_URL=%) .
+else
+	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(WHEELHOUSE) $(PORT) >/dev/null 2>&1 & trap "kill $$!" EXIT; \
+	docker build --tag $(IMAGE) $(BUILD) --network host --build-arg PIP_NO_INDEX=1 \
+		--build-arg PIP_FIND_LINKS=http://127.0.0.1:$(PORT)/ .
+endif
+BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%) \
+	$(SOURCE:%=--build-arg SOURCE=%) --build-arg REVISION=$(shell git rev-parse --short HEAD)
+SOURCE ?= $(shell git config remote.origin.url | grep ^https:)
+
+wheelhouse: $(READY)  ## all wheels of the image, for a build without a network; needs the image's Python, 3.11
+	$(BIN)/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt "$(TORCH_PIN)" '.[eval,report]' setuptools wheel \
+		|| $(BIN)/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt "$(TORCH_PIN)" '.[eval,report]' \
+			setuptools wheel --extra-index-url $(TORCH_INDEX)
+
+# What a challenge participant uploads; IMAGE is where the image can be pulled from, WEIGHTS the network to be used.
+WEIGHTS ?= $(wildcard project/brats_inpainting/weights/*.safetensors)
+PACK = tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --use-compress-program 'gzip -n'
+submission:  ## dist/submission.tar.gz: mlcube.yaml, parameters.yaml, additional_files.tar.gz
+	rm -rf dist/submission && mkdir -p dist/submission
+	sed 's|^  image: .*|  image: $(IMAGE)|' mlcube/mlcube.yaml > dist/submission/mlcube.yaml
+	cp workspace/parameters.yaml dist/submission
+	$(PACK) -cf dist/submission/additional_files.tar.gz -C $(dir $(WEIGHTS)) $(notdir $(WEIGHTS))
+	$(PACK) -cf dist/submission.tar.gz -C dist/submission .
+	tar -tzf dist/submission.tar.gz
+
 # Without an NVIDIA driver the CPU build of torch is taken where one can be had: from pip's own sources, else from
 # PyTorch's; only then whatever pip finds, which may bring gigabytes of CUDA along.
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	command -v nvidia-smi >/dev/null \
-		|| $(BIN)/pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
-		|| $(BIN)/pip install --quiet "torch==$(TORCH)+cpu" --index-url https://download.pytorch.org/whl/cpu \
-		|| echo "No CPU build of torch $(TORCH) found; taking the default build."
+		|| $(BIN)/pip install --quiet "$(shell grep ^torch== requirements.txt)+cpu" 2>/dev/null \
+		|| $(BIN)/pip install --quiet "$(shell grep ^torch== requirements.txt)+cpu" --index-url https://download.pytorch.org/whl/cpu \
+		|| echo "No CPU build of torch found; taking the default build."
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+$(CLIENTS): tests/container/requirements.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --no-deps --requirement $<
 	touch $@

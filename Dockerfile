@@ -1,0 +1,47 @@
+# One image for every client: CPU or GPU, any uid, no network, read-only root, an empty /tmp mounted over.
+# torch's wheels bring CUDA 13.0 along, which wants an NVIDIA driver 580.65 or newer; with an older one, or none, the CPU
+# works. So the base needs no CUDA of its own: any Debian or Ubuntu with Python 3.11 or later, installed or in its archive.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+FROM ${BASE_IMAGE}
+
+LABEL org.opencontainers.image.title="brats-inpainting" \
+      org.opencontainers.image.description="Fills lesions in brain MRI with plausible healthy tissue. Research use only." \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="MIT"
+
+RUN command -v python3 || { apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*; }
+
+# Whatever uid the client chooses, it has a name, a home, and caches that can be written.
+ENV PATH=/opt/venv/bin:$PATH USER=inpainting HOME=/tmp XDG_CACHE_HOME=/tmp/.cache MPLCONFIGDIR=/tmp/.matplotlib \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/.inductor TRITON_CACHE_DIR=/tmp/.triton \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    BRATS_INPAINTING_OVERWRITE=1
+
+# Where pip looks comes from the builder and is not kept. TORCH=+cpu takes the build without CUDA.
+ARG TORCH=
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_NO_INDEX
+ARG PIP_TRUSTED_HOST
+ARG PIP_CERT
+WORKDIR /app
+COPY requirements.txt ./
+RUN python3 -m venv /opt/venv \
+    && pip install --no-cache-dir --constraint requirements.txt "$(grep ^torch== requirements.txt)${TORCH}"
+COPY pyproject.toml README.md LICENSE ./
+RUN mkdir project && pip install --no-cache-dir --constraint requirements.txt ".[eval,report]" && rm -r build
+COPY project project
+RUN python3 -m compileall -q project
+
+ENV PYTHONPATH=/app/project
+USER 10001
+ENTRYPOINT ["python3", "/app/project/mlcube.py"]
+CMD ["infer", "--data-path=/input", "--output-path=/output"]
+
+ARG SOURCE
+ARG REVISION
+LABEL org.opencontainers.image.source=${SOURCE} org.opencontainers.image.revision=${REVISION}
