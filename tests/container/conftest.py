@@ -1,0 +1,97 @@
+"""Two cases, the image, and what it makes of them when it is called in the plainest way."""
+
+import os
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brats_inpainting.data.example import CASE, write_example
+
+ROOT = Path(__file__).parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+IMAGE = os.environ.get("IMAGE", f"brats-inpainting:{VERSION}")
+IDS = [CASE, "BraTS-GLI-00001-001"]
+OWNER = ("--user", f"{os.getuid()}:{os.getgid()}")
+
+
+def pytest_collection_modifyitems(items):
+    """Everything here needs a Docker engine and the image: make test-container."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.container)
+
+
+def call(*command, **options):
+    """Run a command and return what came of it, with both streams as text."""
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **options)
+
+
+def run(*command, **options):
+    """Run a command that must succeed, and return what it said, standard output first."""
+    done = call(*command, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def docker_run(*args, restrictions=OWNER):
+    """Run a container without a network; ``args`` are volumes, the image and its arguments."""
+    return call("docker", "run", "--rm", "--network", "none", *restrictions, *args)
+
+
+def voxels(folder):
+    """Return name → voxels of everything in a folder, each of which must be a NIfTI."""
+    return {path.name: np.asanyarray(nib.load(path).dataobj) for path in sorted(folder.iterdir())}
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for name, volume in expected.items():
+        np.testing.assert_array_equal(found[name], volume)
+
+
+@pytest.fixture(scope="session")
+def complete(tmp_path_factory):
+    """Two complete cases, as a training set has them."""
+    folder = tmp_path_factory.mktemp("complete")
+    for seed, case_id in enumerate(IDS):
+        made = write_example(folder / "made", seed=seed)
+        (folder / case_id).mkdir()
+        for path in made.iterdir():
+            path.rename(folder / case_id / path.name.replace(CASE, case_id))
+    shutil.rmtree(folder / "made")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(complete, tmp_path_factory):
+    """The same cases as infer is given them."""
+    folder = tmp_path_factory.mktemp("data")
+    for case_id in IDS:
+        (folder / case_id).mkdir()
+        for name in ("t1n-voided", "mask"):
+            shutil.copy(complete / case_id / f"{case_id}-{name}.nii.gz", folder / case_id)
+    folder.chmod(0o755)  # pytest's folders are private, but a stranger must be able to read this one
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder of the caller's for results."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def filled(data, tmp_path_factory):
+    """What the command line in the image makes of the cases: what every client must get."""
+    folder = tmp_path_factory.mktemp("filled")
+    mounts = ("-v", f"{data}:/cases:ro", "-v", f"{folder}:/filled")
+    done = docker_run(*mounts, IMAGE, "infer", "--data-path", "/cases", "--output-path", "/filled")
+    assert done.returncode == 0, done.stderr
+    return voxels(folder)

@@ -1,0 +1,132 @@
+"""The image under docker run: three ways of calling it, every restriction at once, and what it says when it fails."""
+
+import json
+import re
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brats_inpainting.config import BUNDLED_WEIGHTS
+from brats_inpainting.evaluate import evaluate
+
+from .conftest import IDS, IMAGE, VERSION, assert_same, call, docker_run, run, voxels
+
+STYLES = {
+    "a task, underscores": ("infer", "--data_path=/input", "--output_path=/output"),
+    "options alone": ("--input-dir", "/input", "--output-dir", "/output"),
+    "nothing": (),
+}
+STRANGER = (
+    *("--user", "12345:12345", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    *("--shm-size", "64m", "--tmpfs", "/tmp"),
+)
+
+
+@pytest.fixture
+def mounts(data, out):
+    return ("-v", f"{data}:/input:ro", "-v", f"{out}:/output")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_style_of_calling_gives_the_same_voxels_and_nothing_else(style, mounts, out, filled):
+    done = docker_run(*mounts, IMAGE, *STYLES[style])
+    assert done.returncode == 0, done.stderr
+    assert_same(voxels(out), filled)
+
+
+def test_a_stranger_with_no_rights_at_all_gets_his_own_files(mounts, out, filled):
+    out.chmod(0o777)
+    done = docker_run(*mounts, IMAGE, restrictions=STRANGER)
+    assert done.returncode == 0, done.stderr
+    assert_same(voxels(out), filled)
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in out.iterdir()} == {(12345, 12345)}
+
+
+def test_the_fills_are_good_and_change_nothing_outside_the_mask(complete, mounts, out):
+    docker_run(*mounts, IMAGE)
+    rows, failed = evaluate(out, complete)
+    assert not failed
+    assert all(row.changed_outside == 0 for row in rows)
+    assert all(row.ssim > 0.5 for row in rows), rows  # tissue, not noise; a mean fill has about 0.3 here
+
+
+def test_existing_outputs_are_made_anew(mounts, out, filled):
+    (out / next(iter(filled))).write_bytes(b"from an earlier run")
+    assert docker_run(*mounts, IMAGE).returncode == 0
+    assert_same(voxels(out), filled)
+
+
+def test_the_first_lines_say_which_device_and_why(mounts):
+    said = docker_run(*mounts, IMAGE, "--device", "cuda", "--steps", "1", "--input-dir=/input", "--output-dir=/output")
+    assert re.match(r"on the CPU: (torch .* is built without CUDA|no NVIDIA GPU found)\n", said.stderr + said.stdout)
+
+
+def test_a_failing_case_is_named_last_with_its_reason_and_the_others_are_written(data, out, tmp_path, filled):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / IDS[0] / f"{IDS[0]}-mask.nii.gz").unlink()
+    done = docker_run("-v", f"{tmp_path / 'data'}:/input:ro", "-v", f"{out}:/output", IMAGE)
+    assert done.returncode == 3
+    last = done.stderr.strip().splitlines()[-2:]
+    assert last[0].startswith(f"{IDS[0]}: ")
+    assert "mask" in last[0] + last[1]
+    assert list(voxels(out)) == list(filled)[1:]
+
+
+def test_an_output_folder_of_somebody_else_is_refused_with_what_to_do(mounts, out):
+    out.chmod(0o755)
+    done = docker_run(*mounts, IMAGE, restrictions=("--user", "12345:12345"))
+    assert done.returncode == 2
+    assert "--user $(id -u):$(id -g)" in done.stderr
+    assert not list(out.iterdir())
+
+
+def test_an_empty_input_folder_is_refused(out, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = docker_run("-v", f"{tmp_path / 'empty'}:/input:ro", "-v", f"{out}:/output", IMAGE)
+    assert done.returncode == 2
+    assert "/input" in done.stderr
+
+
+def test_all_tasks_are_there():
+    helped = docker_run(IMAGE, "--help").stdout
+    assert all(task in helped for task in ("infer", "train", "evaluate", "check"))
+    assert docker_run(IMAGE, "--version").stdout.strip() == VERSION
+
+
+def test_the_image_says_what_it_is_and_keeps_nothing_of_its_builder():
+    image = json.loads(run("docker", "image", "inspect", IMAGE))[0]["Config"]
+    labels = {name.rpartition(".")[2]: text for name, text in image["Labels"].items()}
+    assert labels["version"] == VERSION
+    assert labels["licenses"] == "MIT"
+    assert labels["revision"]
+    assert image["User"] not in ("", "0", "root")
+    assert not [name for name in image["Env"] if name.startswith("PIP_")]
+    assert image["Cmd"] == ["infer", "--data-path=/input", "--output-path=/output"]
+
+
+def test_neither_compilers_nor_wheels_are_left_in_the_image():
+    look = "command -v gcc cc g++ make; find / -xdev -name '*.whl' -not -path '/usr/share/python-wheels/*'"
+    done = call("docker", "run", "--rm", "--entrypoint", "sh", "--user", "0", IMAGE, "-c", look)
+    assert done.stdout == ""
+
+
+def test_the_bundled_weights_are_in_the_image():
+    where = "import brats_inpainting.config as c; print(c.BUNDLED_WEIGHTS.name, c.BUNDLED_WEIGHTS.stat().st_size)"
+    said = run("docker", "run", "--rm", "--entrypoint", "python3", IMAGE, "-c", where)
+    assert said.split() == [BUNDLED_WEIGHTS.name, str(BUNDLED_WEIGHTS.stat().st_size)]
+
+
+def test_the_geometry_is_what_the_organisers_ask_for(data, out, mounts):
+    """Names, count, shape and qform as the challenge's validator reads them."""
+    docker_run(*mounts, IMAGE)
+    predictions = list(out.iterdir())
+    assert all(re.fullmatch(r".*(\d{5}-\d{3})-t1n-inference\.nii\.gz", path.name) for path in predictions)
+    assert len(predictions) == len(list(data.iterdir()))
+    for path in predictions:
+        image = nib.load(path)
+        assert image.shape == (240, 240, 155)
+        np.testing.assert_array_equal(image.get_qform(), [[-1, 0, 0, -0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
+        assert image.get_data_dtype() == np.float32
+        assert np.isfinite(image.get_fdata()).all()

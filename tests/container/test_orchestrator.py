@@ -1,0 +1,81 @@
+"""The real BraTS orchestrator against the image: both of its conventions, and the paper's own entry."""
+
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from brats_inpainting.config import UNetConfig
+from brats_inpainting.diffusion.unet import UNet
+
+from .conftest import IDS, IMAGE, ROOT, assert_same, call, docker_run, run, voxels
+
+ORCHESTRATE = (ROOT / ".venv-clients/bin/python", ROOT / "tests/container/orchestrate.py")
+
+
+@pytest.mark.parametrize("year", [2023, 2025])
+def test_single_and_batch_give_the_voxels_of_the_command_line(year, data, out, filled):
+    run(*ORCHESTRATE, year, IMAGE, data, out)
+    single = np.asanyarray(nib.load(out / "single.nii.gz").dataobj)
+    np.testing.assert_array_equal(single, filled[f"{IDS[0]}-t1n-inference.nii.gz"])
+    batch = voxels(out / "batch")
+    assert_same(batch, {f"{case_id}.nii.gz": filled[f"{case_id}-t1n-inference.nii.gz"] for case_id in IDS})
+
+
+def test_a_failing_case_is_shown_by_the_client(data, out, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    scan = tmp_path / "data" / IDS[0] / f"{IDS[0]}-t1n-voided.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:5000])  # truncated
+    done = call(*ORCHESTRATE, 2023, IMAGE, tmp_path / "data", out)
+    assert done.returncode != 0
+    assert "Container finished with an error" in done.stderr
+    assert "BraTS-GLI-00000-000-t1n-voided.nii.gz" in done.stderr
+
+
+@pytest.fixture(scope="session")
+def paper_weights(tmp_path_factory):
+    """A file like the authors': the paper's 113,672,066 parameters, bare, with random numbers that do not vanish."""
+    torch.manual_seed(0)
+    network = UNet(UNetConfig())
+    for parameter in network.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 113_672_066
+    path = tmp_path_factory.mktemp("paper") / "savedmodel2850000.pt"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_the_image_stands_in_for_the_papers_submission(data, out, tmp_path, paper_weights):
+    """One slice of one case, because each pass of the paper's network takes seconds on a CPU."""
+    one = tmp_path / "data" / IDS[0]
+    shutil.copytree(data / IDS[0], one)
+    path = one / f"{IDS[0]}-mask.nii.gz"
+    mask = nib.load(path)
+    mask_XYZ = np.asanyarray(mask.dataobj).copy()
+    fullest = mask_XYZ.sum(axis=(0, 1)).argmax()
+    mask_XYZ[:, :, np.arange(mask_XYZ.shape[2]) != fullest] = 0
+    nib.save(nib.Nifti1Image(mask_XYZ, mask.affine, mask.header), path)
+
+    run(*ORCHESTRATE, "BraTS23_2", IMAGE, tmp_path / "data", out, paper_weights)
+    assert (
+        "savedmodel2850000.pt: raw weights, no moving average by their name, 113,672,066 parameters"
+        in (out / "single.log").read_text()
+    )
+    single = np.asanyarray(nib.load(out / "single.nii.gz").dataobj)
+
+    recipe = next(ROOT.joinpath(".venv-clients").rglob("brats23_inpainting_domaso.yml"))
+    (tmp_path / "plain").mkdir()
+    mounts = {"data": "/mlcube_io0", "weights": "/mlcube_io1", "plain": "/mlcube_io2", "recipe": "/mlcube_io3"}
+    folders = {"weights": paper_weights.parent, "recipe": recipe.parent}
+    volumes = [f"--volume={folders.get(name, tmp_path / name)}:{where}" for name, where in mounts.items()]
+    command = (
+        *("infer", "--data_path=/mlcube_io0", "--output_path=/mlcube_io2"),
+        *("--weights=/mlcube_io1/savedmodel2850000.pt", f"--parameters_file=/mlcube_io3/{recipe.name}"),
+    )
+    done = docker_run(*volumes, IMAGE, *command)
+    assert done.returncode == 0, done.stderr
+    plain = voxels(tmp_path / "plain")[f"{IDS[0]}-t1n-inference.nii.gz"]
+    np.testing.assert_array_equal(single, plain)
+    assert (plain[mask_XYZ > 0] != 0).any()
