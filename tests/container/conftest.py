@@ -9,12 +9,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
+from brats_inpainting.config import UNetConfig
 from brats_inpainting.data.example import CASE, write_example
+from brats_inpainting.diffusion.unet import UNet
 
 ROOT = Path(__file__).parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 IMAGE = os.environ.get("IMAGE", f"brats-inpainting:{VERSION}")
+WHEELHOUSE = os.environ.get("WHEELHOUSE", str(ROOT / "wheelhouse"))
 IDS = [CASE, "BraTS-GLI-00001-001"]
 OWNER = ("--user", f"{os.getuid()}:{os.getgid()}")
 
@@ -41,6 +45,14 @@ def run(*command, **options):
 def docker_run(*args, restrictions=OWNER):
     """Run a container without a network; ``args`` are volumes, the image and its arguments."""
     return call("docker", "run", "--rm", "--network", "none", *restrictions, *args)
+
+
+def copy_of_the_project(folder):
+    """Copy the files that git knows, so that the workspace in the copy starts empty."""
+    for name in run("git", "ls-files", "-z", cwd=ROOT).split("\0")[:-1]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    return folder
 
 
 def voxels(folder):
@@ -95,3 +107,16 @@ def filled(data, tmp_path_factory):
     done = docker_run(*mounts, IMAGE, "infer", "--data-path", "/cases", "--output-path", "/filled")
     assert done.returncode == 0, done.stderr
     return voxels(folder)
+
+
+@pytest.fixture(scope="session")
+def paper_weights(tmp_path_factory):
+    """A file like the authors': the paper's 113,672,066 parameters, bare, with random numbers that do not vanish."""
+    torch.manual_seed(0)
+    network = UNet(UNetConfig())
+    for parameter in network.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 113_672_066
+    path = tmp_path_factory.mktemp("paper") / "savedmodel2850000.pt"
+    torch.save(network.state_dict(), path)
+    return path

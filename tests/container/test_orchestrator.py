@@ -5,10 +5,6 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-
-from brats_inpainting.config import UNetConfig
-from brats_inpainting.diffusion.unet import UNet
 
 from .conftest import IDS, IMAGE, ROOT, assert_same, call, docker_run, run, voxels
 
@@ -32,19 +28,6 @@ def test_a_failing_case_is_shown_by_the_client(data, out, tmp_path):
     assert done.returncode != 0
     assert "Container finished with an error" in done.stderr
     assert "BraTS-GLI-00000-000-t1n-voided.nii.gz" in done.stderr
-
-
-@pytest.fixture(scope="session")
-def paper_weights(tmp_path_factory):
-    """A file like the authors': the paper's 113,672,066 parameters, bare, with random numbers that do not vanish."""
-    torch.manual_seed(0)
-    network = UNet(UNetConfig())
-    for parameter in network.parameters():
-        parameter.data += 0.01 * torch.randn_like(parameter)
-    assert sum(parameter.numel() for parameter in network.parameters()) == 113_672_066
-    path = tmp_path_factory.mktemp("paper") / "savedmodel2850000.pt"
-    torch.save(network.state_dict(), path)
-    return path
 
 
 def test_the_image_stands_in_for_the_papers_submission(data, out, tmp_path, paper_weights):

@@ -1,0 +1,22 @@
+"""Seconds from `docker run` to the first denoising step, five times: first_step.py IMAGE DATA"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+image, data = sys.argv[1:]
+for _ in range(5):
+    with tempfile.TemporaryDirectory() as output:
+        owner = f"{os.getuid()}:{os.getgid()}"
+        command = ["docker", "run", "--rm", "--network=none", f"--user={owner}", f"-v={data}:/input:ro"]
+        command += [f"-v={output}:/output", image, "-v", "infer", "--input-dir=/input", "--output-dir=/output"]
+        started = time.monotonic()
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for line in run.stdout:  # the first batch is reported when it is done, with the seconds that it took
+            if batch := re.match(r"\d+ slices of .* in ([\d.]+) s", line):
+                sys.stdout.write(f"{time.monotonic() - started - float(batch[1]):.1f} s\n")
+                break
+        run.wait()

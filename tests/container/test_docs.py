@@ -1,0 +1,59 @@
+"""What docs/containers.md tells people to type is typed here, block by block, in its order."""
+
+import os
+import re
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from .conftest import IDS, ROOT, WHEELHOUSE, call, copy_of_the_project
+
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / "containers.md").read_text(), re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def place(complete, paper_weights, tmp_path_factory):
+    """A copy of the project, beside it what the page speaks of: cases of one slice, their truth, and weights."""
+    folder = copy_of_the_project(tmp_path_factory.mktemp("docs") / "project")
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    (folder / "weights").mkdir()
+    (folder / "weights" / "savedmodel2850000.pt").hardlink_to(paper_weights)
+    for case_id in IDS:
+        (folder / "cases" / case_id).mkdir(parents=True)
+        shutil.copytree(complete / case_id, folder / "truth" / case_id)
+        scan, mask = (nib.load(complete / case_id / f"{case_id}-{name}.nii.gz") for name in ("t1n", "mask-healthy"))
+        mask_XYZ = one_slice(np.asanyarray(mask.dataobj))
+        voided_XYZ = np.where(mask_XYZ, 0, np.asanyarray(scan.dataobj))
+        for name, like, volume in (("mask", mask, mask_XYZ), ("t1n-voided", scan, voided_XYZ)):
+            image = nib.Nifti1Image(volume.astype(like.get_data_dtype()), like.affine, like.header)
+            nib.save(image, folder / "cases" / case_id / f"{case_id}-{name}.nii.gz")
+    return folder
+
+
+def one_slice(mask_XYZ):
+    """Leave only the slice of a mask that has the most voxels."""
+    fullest = mask_XYZ.sum(axis=(0, 1)).argmax()
+    return mask_XYZ * (np.arange(mask_XYZ.shape[2]) == fullest)
+
+
+def test_the_page_has_blocks_for_every_client():
+    said = "".join(block for _, block in BLOCKS)
+    assert all(
+        word in said for word in ("docker run", "mlcube run", "-Pdocker", "/mlcommons", "infer_batch", "make image")
+    )
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_block_does_what_it_says(number, place):
+    language, block = BLOCKS[number]
+    clients = ROOT / ".venv-clients" / "bin"
+    settings = {"PATH": f"{clients}:{os.environ['PATH']}", "WHEELHOUSE": WHEELHOUSE}
+    settings["MLCUBE_SYSTEM_SETTINGS"] = str(place / "mlcube-settings.yaml")
+    command = ("bash", "-euo", "pipefail", "-c", block) if language == "bash" else (clients / "python", "-c", block)
+    done = call(*command, cwd=place, env=os.environ | settings)
+    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    for folder in ("filled", "filled-by-brats"):
+        for path in (place / folder).glob("*"):
+            assert np.isfinite(nib.load(path).get_fdata()).all()
