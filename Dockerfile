@@ -9,7 +9,7 @@ LABEL org.opencontainers.image.title="brats-inpainting" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT"
 
-RUN command -v python3 || { apt-get update \
+RUN python3 -c 'import ensurepip' 2>/dev/null || { apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*; }
 
@@ -18,7 +18,7 @@ ENV PATH=/opt/venv/bin:$PATH USER=inpainting HOME=/tmp XDG_CACHE_HOME=/tmp/.cach
     TORCHINDUCTOR_CACHE_DIR=/tmp/.inductor TRITON_CACHE_DIR=/tmp/.triton \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    BRATS_INPAINTING_OVERWRITE=1
+    BRATS_INPAINTING_OVERWRITE=1 BRATS_INPAINTING_TRAIN_RESUME=1
 
 # Where pip looks comes from the builder and is not kept. TORCH=+cpu takes the build without CUDA.
 ARG TORCH=
@@ -33,7 +33,7 @@ COPY requirements.txt ./
 RUN python3 -m venv /opt/venv \
     && pip install --no-cache-dir --constraint requirements.txt "$(grep ^torch== requirements.txt)${TORCH}"
 COPY pyproject.toml README.md LICENSE ./
-RUN mkdir project && pip install --no-cache-dir --constraint requirements.txt ".[eval,report]" && rm -r build
+RUN mkdir project && pip install --no-cache-dir --constraint requirements.txt ".[eval,report,train]" && rm -rf build project/*
 COPY project project
 RUN python3 -m compileall -q project
 
@@ -42,6 +42,6 @@ USER 10001
 ENTRYPOINT ["python3", "/app/project/mlcube.py"]
 CMD ["infer", "--data-path=/input", "--output-path=/output"]
 
-ARG SOURCE
-ARG REVISION
+ARG SOURCE=unknown
+ARG REVISION=unknown
 LABEL org.opencontainers.image.source=${SOURCE} org.opencontainers.image.revision=${REVISION}

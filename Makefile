@@ -1,4 +1,5 @@
 # The short names of everything a developer runs. All of it happens in .venv, which the first target makes.
+SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -10,8 +11,12 @@ IMAGE ?= brats-inpainting:$(VERSION)
 TORCH ?=
 TORCH_PIN = $(shell grep ^torch== requirements.txt)$(TORCH:%=+%)
 TORCH_INDEX = $(TORCH:%=https://download.pytorch.org/whl/%)
-WHEELHOUSE ?= wheelhouse
+WHEELHOUSE ?= wheelhouse/$(or $(TORCH),cuda)
 PORT ?= 8765
+REVISION ?= $(shell git rev-parse --short HEAD)
+SOURCE ?= $(shell git config remote.origin.url | grep ^https:)
+BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%) \
+	$(SOURCE:%=--build-arg SOURCE=%) $(REVISION:%=--build-arg REVISION=%)
 
 .PHONY: demo example test test-container lint image wheelhouse submission
 
@@ -27,9 +32,8 @@ test: $(READY)  ## all tests but those of the container
 	$(BIN)/python -m pytest
 
 test-container: $(READY) $(CLIENTS)  ## the image under every client, with a Docker engine of its own if none runs
-	[ -d $(WHEELHOUSE) ] || $(MAKE) wheelhouse TORCH=cpu
-	tests/container/with_engine sh -ec '$(MAKE) image TORCH=cpu; PATH=$(CURDIR)/.venv-clients/bin:$$PATH \
-		$(BIN)/python -m pytest -m container tests/container'
+	$(MAKE) wheelhouse TORCH=cpu
+	tests/container/with_engine bash -ec '$(MAKE) image TORCH=cpu; $(BIN)/python -m pytest -m container tests/container'
 
 lint: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -38,30 +42,33 @@ lint: $(READY)  ## format, lint, types
 
 # From a wheelhouse, if there is one, the image is built without any registry; the wheels are served on the loopback.
 image:  ## build the container; TORCH=cpu for the small one
-ifeq ($(wildcard $(WHEELHOUSE)/*.whl),)
+ifeq ($(wildcard $(WHEELHOUSE)/complete),)
 	docker build --tag $(IMAGE) $(BUILD) $(TORCH_INDEX:%=--build-arg PIP_EXTRA_INDEX_URL=%) .
 else
-	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(WHEELHOUSE) $(PORT) >/dev/null 2>&1 & trap "kill $$!" EXIT; \
+	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(WHEELHOUSE) $(PORT) >/dev/null 2>&1 & server=$$!; \
+	trap "kill $$server" EXIT; sleep 1; kill -0 $$server || { echo "Port $(PORT) is taken; say PORT=…"; exit 1; }; \
 	docker build --tag $(IMAGE) $(BUILD) --network host --build-arg PIP_NO_INDEX=1 \
 		--build-arg PIP_FIND_LINKS=http://127.0.0.1:$(PORT)/ .
 endif
-BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%) \
-	$(SOURCE:%=--build-arg SOURCE=%) --build-arg REVISION=$(shell git rev-parse --short HEAD)
-SOURCE ?= $(shell git config remote.origin.url | grep ^https:)
 
-wheelhouse: $(READY)  ## all wheels of the image, for a build without a network; needs the image's Python, 3.11
-	$(BIN)/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt "$(TORCH_PIN)" '.[eval,report]' setuptools wheel \
-		|| $(BIN)/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt "$(TORCH_PIN)" '.[eval,report]' \
-			setuptools wheel --extra-index-url $(TORCH_INDEX)
+wheelhouse: $(WHEELHOUSE)/complete  ## all wheels of the image, for a build without a network; needs the image's Python, 3.11
 
-# What a challenge participant uploads; IMAGE is where the image can be pulled from, WEIGHTS the network to be used.
-WEIGHTS ?= $(wildcard project/brats_inpainting/weights/*.safetensors)
-PACK = tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --use-compress-program 'gzip -n'
+$(WHEELHOUSE)/complete: requirements.txt pyproject.toml | $(READY)
+	rm -rf $(WHEELHOUSE)
+	$(BIN)/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt $(TORCH_INDEX:%=--extra-index-url %) \
+		"$(TORCH_PIN)" '.[eval,report,train]' setuptools wheel
+	touch $@
+
+# What a challenge participant uploads (GNU tar). IMAGE is where the image can be pulled from; WEIGHTS, if given, is the
+# network to be used instead of the one in the image.
+WEIGHTS ?=
+PACK = tar --sort=name --mtime=@0 --mode=u=rwX,go=rX --owner=0 --group=0 --numeric-owner --use-compress-program 'gzip -n'
 submission:  ## dist/submission.tar.gz: mlcube.yaml, parameters.yaml, additional_files.tar.gz
 	rm -rf dist/submission && mkdir -p dist/submission
 	sed 's|^  image: .*|  image: $(IMAGE)|' mlcube/mlcube.yaml > dist/submission/mlcube.yaml
 	cp workspace/parameters.yaml dist/submission
-	$(PACK) -cf dist/submission/additional_files.tar.gz -C $(dir $(WEIGHTS)) $(notdir $(WEIGHTS))
+	$(PACK) -cf dist/submission/additional_files.tar.gz \
+		$(if $(WEIGHTS),-C $(dir $(WEIGHTS)) $(notdir $(WEIGHTS)),--files-from /dev/null)
 	$(PACK) -cf dist/submission.tar.gz -C dist/submission .
 	tar -tzf dist/submission.tar.gz
 

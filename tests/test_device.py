@@ -34,32 +34,32 @@ def machine(monkeypatch):
 
 def test_auto_takes_the_gpu_and_names_it(machine, caplog):
     machine()
-    assert device.choose("auto") == torch.device("cuda")
+    assert device.choose_device("auto") == torch.device("cuda")
     assert "on cuda, Some GPU" in caplog.text
 
 
 def test_auto_without_a_gpu_says_so_without_a_warning(machine, caplog):
     machine(available=False)
-    assert device.choose("auto") == CPU
+    assert device.choose_device("auto") == CPU
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("INFO", "on the CPU: no NVIDIA GPU found")]
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
 def test_a_gpu_asked_for_that_is_not_there_gives_the_cpu_and_a_warning(name, machine, caplog):
     machine(available=False)
-    assert device.choose(name) == CPU
+    assert device.choose_device(name) == CPU
     assert caplog.records[0].levelname == "WARNING"
 
 
 def test_a_gpu_number_that_is_not_there_is_told_with_the_last_one(machine, caplog):
     machine()
-    assert device.choose("cuda:3") == CPU
+    assert device.choose_device("cuda:3") == CPU
     assert "no cuda:3 found, the last GPU is cuda:0" in caplog.text
 
 
 def test_a_gpu_without_code_in_this_build_gives_the_cpu_and_says_which_there_is(machine, caplog):
     machine(capability=(6, 1))
-    assert device.choose("auto") == CPU
+    assert device.choose_device("auto") == CPU
     assert "no code for Some GPU (sm_61)" in caplog.text
     assert "built for sm_80, sm_90" in caplog.text
     assert caplog.records[0].levelname == "WARNING"
@@ -67,7 +67,7 @@ def test_a_gpu_without_code_in_this_build_gives_the_cpu_and_says_which_there_is(
 
 def test_a_build_without_cuda_says_so(machine, caplog):
     machine(cuda=None)
-    assert device.choose("auto") == CPU
+    assert device.choose_device("auto") == CPU
     assert "is built without CUDA" in caplog.text
 
 
@@ -79,13 +79,13 @@ def test_an_old_driver_is_named_in_the_words_of_torch(machine, monkeypatch, capl
         return False
 
     monkeypatch.setattr(torch.cuda, "is_available", too_old)
-    assert device.choose("auto") == CPU
+    assert device.choose_device("auto") == CPU
     assert caplog.messages == ["on the CPU: The NVIDIA driver on your system is too old"]
 
 
 def test_a_name_without_meaning_is_refused():
     with pytest.raises(ConfigError, match="no device named 'gpu'"):
-        device.choose("gpu")
+        device.choose_device("gpu")
 
 
 @pytest.mark.parametrize(

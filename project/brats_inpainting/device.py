@@ -13,7 +13,7 @@ from brats_inpainting.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def choose(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """Return the device to work on, and log why; a GPU that cannot be used gives the CPU.
 
     Args:
@@ -59,9 +59,14 @@ def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
 
 def _problem(device: torch.device) -> str | None:
     """Say why a device cannot be used; ``None`` if it can."""
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return None
     if device.type != "cuda":
-        there = device.type == "mps" and torch.backends.mps.is_available()
-        return None if there else f"no {device} device found"
+        return f"no {device} device found"
+    return _cuda_problem(device)
+
+
+def _cuda_problem(device: torch.device) -> str | None:
     if not torch.version.cuda:
         return f"torch {torch.__version__} is built without CUDA"
     with warnings.catch_warnings(record=True) as caught:  # torch reports an old driver as a warning
@@ -71,9 +76,12 @@ def _problem(device: torch.device) -> str | None:
         return str(caught[0].message).splitlines()[0] if caught else "no NVIDIA GPU found"
     if (device.index or 0) >= torch.cuda.device_count():
         return f"no {device} found, the last GPU is cuda:{torch.cuda.device_count() - 1}"
-    major, minor = torch.cuda.get_device_capability(device)
-    built = torch.cuda.get_arch_list()
-    if not runs_on((major, minor), built):
+    try:
+        major, minor = torch.cuda.get_device_capability(device)
         gpu = f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
-        return f"no code for {gpu} in torch {torch.__version__}, which is built for {', '.join(built)}"
-    return None
+    except RuntimeError as error:  # a GPU that is there but broken, or taken by somebody else
+        return str(error).splitlines()[0]
+    built = torch.cuda.get_arch_list()
+    if runs_on((major, minor), built):
+        return None
+    return f"no code for {gpu} in torch {torch.__version__}, which is built for {', '.join(built)}"

@@ -30,7 +30,7 @@ from brats_inpainting.config import (
 from brats_inpainting.data import cases, slices, volume
 from brats_inpainting.data.slices import Slice, Stack
 from brats_inpainting.data.volume import Scan
-from brats_inpainting.device import choose
+from brats_inpainting.device import choose_device
 from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.process import Denoiser, Prediction, Schedule
@@ -90,7 +90,7 @@ class Inpainter:
             CheckpointError: when the weights cannot be used.
             ConfigError: when there is no such preset or device, or an override is out of range.
         """
-        where, how = choose(device), config.sampling(preset, **overrides)
+        where, how = choose_device(device), config.sampling(preset, **overrides)
         loaded = checkpoint.load(weights or BUNDLED_WEIGHTS, unet=unet, diffusion=diffusion)
         unet, window = loaded.network.config, loaded.diffusion.window
         if unet.in_channels != 3 or FRAME_MULTIPLE % unet.stride or window % unet.stride:

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
-image, data = sys.argv[1:]
+image, data = sys.argv[1], Path(sys.argv[2]).resolve()
 for _ in range(5):
     with tempfile.TemporaryDirectory() as output:
         owner = f"{os.getuid()}:{os.getgid()}"
@@ -19,4 +20,6 @@ for _ in range(5):
             if batch := re.match(r"\d+ slices of .* in ([\d.]+) s", line):
                 sys.stdout.write(f"{time.monotonic() - started - float(batch[1]):.1f} s\n")
                 break
+        else:
+            sys.exit("the container reported no batch")
         run.wait()

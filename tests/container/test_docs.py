@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from .conftest import IDS, ROOT, WHEELHOUSE, call, copy_of_the_project
+from .conftest import CLIENTS, IDS, ROOT, WHEELHOUSE, call, copy_of_the_project, one_slice, run
 
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / "containers.md").read_text(), re.M | re.S)
 
@@ -18,6 +18,8 @@ def place(complete, paper_weights, tmp_path_factory):
     """A copy of the project, beside it what the page speaks of: cases of one slice, their truth, and weights."""
     folder = copy_of_the_project(tmp_path_factory.mktemp("docs") / "project")
     (folder / ".venv").symlink_to(ROOT / ".venv")
+    (folder / "wheelhouse").mkdir()
+    shutil.copytree(WHEELHOUSE, folder / "wheelhouse" / "cpu")
     (folder / "weights").mkdir()
     (folder / "weights" / "savedmodel2850000.pt").hardlink_to(paper_weights)
     for case_id in IDS:
@@ -32,12 +34,6 @@ def place(complete, paper_weights, tmp_path_factory):
     return folder
 
 
-def one_slice(mask_XYZ):
-    """Leave only the slice of a mask that has the most voxels."""
-    fullest = mask_XYZ.sum(axis=(0, 1)).argmax()
-    return mask_XYZ * (np.arange(mask_XYZ.shape[2]) == fullest)
-
-
 def test_the_page_has_blocks_for_every_client():
     said = "".join(block for _, block in BLOCKS)
     assert all(
@@ -48,12 +44,15 @@ def test_the_page_has_blocks_for_every_client():
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_the_block_does_what_it_says(number, place):
     language, block = BLOCKS[number]
-    clients = ROOT / ".venv-clients" / "bin"
-    settings = {"PATH": f"{clients}:{os.environ['PATH']}", "WHEELHOUSE": WHEELHOUSE}
+    written = {place / folder for folder in re.findall(r'filled[-\w]*(?=:/output|:/mlcommons|")', block)}
+    for folder in written:
+        for path in folder.glob("*"):
+            path.unlink()
+    settings = {"REVISION": run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).strip()}
     settings["MLCUBE_SYSTEM_SETTINGS"] = str(place / "mlcube-settings.yaml")
-    command = ("bash", "-euo", "pipefail", "-c", block) if language == "bash" else (clients / "python", "-c", block)
+    command = ("bash", "-euo", "pipefail", "-c", block) if language == "bash" else (CLIENTS / "python", "-c", block)
     done = call(*command, cwd=place, env=os.environ | settings)
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-    for folder in ("filled", "filled-by-brats"):
-        for path in (place / folder).glob("*"):
-            assert np.isfinite(nib.load(path).get_fdata()).all()
+    for folder in written:
+        names = [path.name.replace("-t1n-inference", "") for path in sorted(folder.iterdir())]
+        assert names == [f"{case_id}.nii.gz" for case_id in IDS]

@@ -7,19 +7,20 @@ import shutil
 import pytest
 import yaml
 
-from .conftest import IMAGE, ROOT, assert_same, run, voxels
+from .conftest import IMAGE, ROOT, assert_same, call, copy_of_the_project, run, voxels
 
+PARTS = ["additional_files.tar.gz", "mlcube.yaml", "parameters.yaml"]
 AS_CALLER = "-u $(id -u):$(id -g)"
 
 
 @pytest.fixture
 def cube(tmp_path):
     """What MedPerf's client downloads of a submission: the manifest, the parameters, the additional files."""
-    folder = tmp_path / "cube"
-    made = run("make", "submission", f"IMAGE={IMAGE}", cwd=ROOT)
-    assert made.split()[-4:] == ["./", "./additional_files.tar.gz", "./mlcube.yaml", "./parameters.yaml"]
+    folder, project = tmp_path / "cube", copy_of_the_project(tmp_path / "project")
+    run("make", "submission", f"IMAGE={IMAGE}", cwd=project)
     (folder / "workspace" / "additional_files").mkdir(parents=True)
-    shutil.unpack_archive(ROOT / "dist" / "submission.tar.gz", folder / "unpacked")
+    shutil.unpack_archive(project / "dist" / "submission.tar.gz", folder / "unpacked")
+    assert sorted(path.name for path in (folder / "unpacked").iterdir()) == PARTS
     shutil.copy(folder / "unpacked" / "mlcube.yaml", folder)
     shutil.copy(folder / "unpacked" / "parameters.yaml", folder / "workspace")
     shutil.unpack_archive(folder / "unpacked" / "additional_files.tar.gz", folder / "workspace" / "additional_files")
@@ -42,6 +43,20 @@ def test_the_clients_that_call_mlcube_get_their_predictions(generation, cube, da
     run(*shlex.split(command), env=settings)
     assert_same(voxels(out), filled)
     assert {path.stat().st_uid for path in out.iterdir()} == {os.getuid()}
+
+
+def test_a_submission_depends_on_its_contents_alone(tmp_path):
+    packed = set()
+    for mask in (0o022, 0o077):
+        project = tmp_path / str(mask)
+        before = os.umask(mask)
+        copy_of_the_project(project)
+        call("touch", project / "workspace" / "parameters.yaml")
+        weights = "project/brats_inpainting/weights/small-1.safetensors"
+        run("make", "submission", "IMAGE=docker.io/you/it:1", f"WEIGHTS={weights}", cwd=project)
+        os.umask(before)
+        packed.add((project / "dist" / "submission.tar.gz").read_bytes())
+    assert len(packed) == 1
 
 
 def test_the_client_that_calls_docker_itself_gets_its_predictions(data, out, filled, tmp_path):

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from .conftest import IDS, IMAGE, ROOT, assert_same, call, docker_run, run, voxels
+from .conftest import CLIENTS, IDS, IMAGE, ROOT, assert_same, call, docker_run, one_slice, run, voxels
 
-ORCHESTRATE = (ROOT / ".venv-clients/bin/python", ROOT / "tests/container/orchestrate.py")
+ORCHESTRATE = (CLIENTS / "python", ROOT / "tests/container/orchestrate.py")
 
 
 @pytest.mark.parametrize("year", [2023, 2025])
@@ -36,9 +36,7 @@ def test_the_image_stands_in_for_the_papers_submission(data, out, tmp_path, pape
     shutil.copytree(data / IDS[0], one)
     path = one / f"{IDS[0]}-mask.nii.gz"
     mask = nib.load(path)
-    mask_XYZ = np.asanyarray(mask.dataobj).copy()
-    fullest = mask_XYZ.sum(axis=(0, 1)).argmax()
-    mask_XYZ[:, :, np.arange(mask_XYZ.shape[2]) != fullest] = 0
+    mask_XYZ = one_slice(np.asanyarray(mask.dataobj))
     nib.save(nib.Nifti1Image(mask_XYZ, mask.affine, mask.header), path)
 
     run(*ORCHESTRATE, "BraTS23_2", IMAGE, tmp_path / "data", out, paper_weights)
@@ -48,7 +46,7 @@ def test_the_image_stands_in_for_the_papers_submission(data, out, tmp_path, pape
     )
     single = np.asanyarray(nib.load(out / "single.nii.gz").dataobj)
 
-    recipe = next(ROOT.joinpath(".venv-clients").rglob("brats23_inpainting_domaso.yml"))
+    recipe = next(CLIENTS.parent.rglob("brats23_inpainting_domaso.yml"))
     (tmp_path / "plain").mkdir()
     mounts = {"data": "/mlcube_io0", "weights": "/mlcube_io1", "plain": "/mlcube_io2", "recipe": "/mlcube_io3"}
     folders = {"weights": paper_weights.parent, "recipe": recipe.parent}
