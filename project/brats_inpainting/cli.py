@@ -27,6 +27,7 @@ UNUSABLE, SOME_FAILED = 2, 3  # exit codes; 0 is success, 1 an internal error, 1
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Fill lesions in brain MRI with plausible healthy tissue. Research use only.",
@@ -226,13 +227,36 @@ def baseline(
 def train(
     data_path: Annotated[Path, _option("data-path", "Folder with complete scans, *-t1n.nii.gz.")],
     output_path: OutputPath,
-    parameters_file: Annotated[Path, _option("parameters-file", "Recipe, see workspace/parameters.")],
+    parameters_file: Annotated[
+        Path | None, _option("parameters-file", "Recipe, see workspace/parameters. Default: the paper's.")
+    ] = None,
+    fold: Annotated[int, _option("fold", "Whose held-out subjects validate: 0 or 1.", min=0, max=1)] = 0,
+    cache_path: Annotated[
+        Path | None, _option("cache-path", "Folder of the prepared slices. Default: in --output-path.")
+    ] = None,
+    resume: Annotated[
+        bool, _option("resume", "Go on where an earlier run stopped.", envvar="BRATS_INPAINTING_TRAIN_RESUME")
+    ] = False,
 ) -> None:
-    """Train a network on one machine's CPU; resumes where an earlier run stopped."""
+    """Train a network; under torchrun or accelerate launch, on several GPUs and nodes."""
+    from brats_inpainting.config import TrainConfig
     from brats_inpainting.train import read_recipe
     from brats_inpainting.train import train as run
 
-    out.print(f"written: {run(data_path, output_path, read_recipe(parameters_file))}")
+    recipe = read_recipe(parameters_file) if parameters_file else TrainConfig()
+    out.print(f"written: {run(data_path, output_path, recipe, fold=fold, resume=resume, cache_path=cache_path)}")
+
+
+@app.command()
+def export(
+    state: Annotated[Path, _option("state", "A file of a training run's state folder.")],
+    output_path: OutputPath,
+) -> None:
+    """Write a training state as weights: our .safetensors, and guided-diffusion's .pt files."""
+    from brats_inpainting.state import export_state
+
+    for path in export_state(state, output_path):
+        out.print(f"written: {path}")
 
 
 @app.command()
@@ -302,7 +326,7 @@ def _normalised(args: list[str]) -> list[str]:
     ]
     loudness = [arg for arg in args if arg in LOUDNESS]
     rest = [arg for arg in args if arg not in LOUDNESS]
-    if rest and rest[0].startswith("-") and rest[0] not in ("--help", "--version"):
+    if args and (not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help", "--version"))):
         rest.insert(0, "infer")
     return loudness + rest
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
@@ -110,18 +110,57 @@ def sampling(preset: str, **overrides: Any) -> SamplingConfig:
         raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from error
 
 
+class Augmentation(Settings):
+    """How training slices are varied; nothing by default, as in the paper.
+
+    ``flip`` mirrors left and right; ``affine`` rotates by up to so many degrees and scales by up to so many per cent;
+    ``gamma`` raises intensities to a power of up to e**gamma; ``bias`` is the standard deviation of the logarithm of a
+    smooth field, ``noise`` the largest standard deviation of added noise in [0, 1].
+    """
+
+    flip: bool = False
+    affine: float = Field(default=0.0, ge=0, le=45)
+    gamma: float = Field(default=0.0, ge=0, le=2)
+    bias: float = Field(default=0.0, ge=0, le=1)
+    noise: float = Field(default=0.0, ge=0, le=0.5)
+
+
 class TrainConfig(Settings):
-    """A training recipe."""
+    """A training recipe; the defaults are the paper's (§3.2).
+
+    ``batch_size`` slices make a step, shared among all processes, in ``accumulate`` parts each. The learning rate rises
+    over ``warmup`` steps and falls linearly over the last ``decay``; gradients are clipped to the norm ``clip`` if
+    given. Each rate in ``ema`` gets its moving average; inference takes the first. A pixel outside the mask weighs
+    ``weight_outside`` times one inside. ``held_out`` subjects of each fold are kept for validation; ``validation`` says
+    how they are filled. ``limit`` trains on the same few slices for ever. ``checkpointing`` trades time for memory.
+    """
 
     unet: UNetConfig = UNetConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    masks: Literal["files", "synthetic", "both"] = "files"
+    augmentation: Augmentation = Augmentation()
+    held_out: int = Field(default=10, ge=0)
+    limit: PositiveInt | None = None
+    seed: int = Field(default=0, ge=0)
+
     max_steps: PositiveInt = 2_850_000
     batch_size: PositiveInt = 8
+    accumulate: PositiveInt = 1
     lr: float = Field(default=1e-4, gt=0)
     warmup: PositiveInt = 1
     decay: PositiveInt = 1
-    ema: float = Field(default=0.9999, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0)
+    ema: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(default=(0.9999,), min_length=1)
     weight_outside: float = Field(default=1.0, ge=0)
-    bf16: bool = False
-    seed: int = 0
-    save_every: PositiveInt = 1000
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpointing: bool = False
+    compile: bool = False
+    workers: int = Field(default=0, ge=0)
+
+    report_every: PositiveInt = 100
+    save_every: PositiveInt = 5000
+    keep: PositiveInt = 2
+    validate_every: PositiveInt = 10_000
+    validation_cases: int = Field(default=3, ge=0)
+    validation: SamplingConfig = SamplingConfig(steps=20)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -22,15 +23,11 @@ def mosaic(views: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, path: Path, *,
         path: the PNG to write.
         title: the line above everything.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("pictures need matplotlib\n  pip install 'brats-inpainting[report]'") from error
     centre = [round(float(c)) for c in np.argwhere(mask_XYZ).mean(axis=0)]
     reference = list(views.values())[-1]
     white = float(np.percentile(reference[reference > 0], 99.5))
     box = ndimage.find_objects((reference > 0).astype(np.uint8))[0]
-    figure = Figure(figsize=(3 * len(views), 9), facecolor="black", layout="constrained")
+    figure = _figure((3 * len(views), 9), facecolor="black", layout="constrained")
     figure.suptitle(title, color="white")
     grid = figure.subplots(3, len(views), squeeze=False)
     for axes, axis in zip(grid, (2, 1, 0), strict=True):
@@ -41,6 +38,36 @@ def mosaic(views: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, path: Path, *,
             ax.set_title(f"{name}, {PLANES[axis]}", color="white", fontsize=9)
             ax.set_axis_off()
     figure.savefig(path, dpi=100)
+
+
+def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write a PNG of a training run: losses on the left, validation scores on the right, against the step.
+
+    Args:
+        rows: what metrics.jsonl holds, each with its ``step``.
+        path: the PNG to write.
+    """
+    figure = _figure((11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in ("loss", "mse_q1", "mse_q2", "mse_q3", "mse_q4"):
+        if points := [(row["step"], row[name]) for row in rows if name in row]:
+            left.plot(*zip(*points, strict=True), label=name, alpha=1.0 if name == "loss" else 0.5)
+    left.set(xlabel="step", ylabel="loss; squared error by quartile of t", yscale="log")
+    left.legend()
+    for name, axes, colour in (("ssim", right, "tab:blue"), ("psnr", right.twinx(), "tab:orange")):
+        if points := [(row["step"], row[name]) for row in rows if name in row]:
+            axes.plot(*zip(*points, strict=True), color=colour, marker=".")
+        axes.set_ylabel(name.upper(), color=colour)
+    right.set(xlabel="step", title="held-out cases")
+    figure.savefig(path, dpi=100)
+
+
+def _figure(size: tuple[float, float], **settings: Any) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("pictures need matplotlib\n  pip install 'brats-inpainting[report]'") from error
+    return Figure(figsize=size, **settings)
 
 
 def _plane(volume_XYZ: np.ndarray, axis: int, centre: list[int], box: tuple[slice, ...]) -> np.ndarray:

@@ -1,80 +1,111 @@
-"""A minimal training loop: enough for the bundled weights. The paper's recipe with everything around it comes later.
+"""One visible training loop (paper §3.2): on a CPU, a GPU, or as many processes as torchrun starts.
 
-Shapes: S slices of a batch, H W a window.
+Shapes: S slices of a process's part of a batch, H W a window.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from pydantic import ValidationError
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
 from brats_inpainting.config import TrainConfig
-from brats_inpainting.data.dataset import FreshMasks
-from brats_inpainting.data.volume import whole_or_not_at_all
-from brats_inpainting.diffusion import checkpoint
-from brats_inpainting.diffusion.process import Schedule, training_losses
-from brats_inpainting.diffusion.unet import UNet
-from brats_inpainting.errors import ConfigError
-from brats_inpainting.progress import duration
+from brats_inpainting.data import cache, dataset, folds
+from brats_inpainting.data.cache import Files, Scan
+from brats_inpainting.data.dataset import Item
+from brats_inpainting.diffusion.process import Losses, Schedule, training_losses
+from brats_inpainting.errors import ConfigError, InpaintingError
+from brats_inpainting.journal import Journal
+from brats_inpainting.state import State
+from brats_inpainting.validate import Validation
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
-REPORT_EVERY = 100  # steps
 
 
-def train(data_path: Path, output_path: Path, config: TrainConfig) -> Path:
-    """Train until ``config.max_steps``, resuming from ``output_path/state.pt`` where there is one.
+def train(
+    data_path: Path,
+    output_path: Path,
+    config: TrainConfig,
+    *,
+    fold: int = 0,
+    resume: bool = False,
+    cache_path: Path | None = None,
+) -> Path:
+    """Train until ``config.max_steps``.
 
     Args:
-        data_path: a folder with complete scans, ``*-t1n.nii.gz``.
-        output_path: receives state.pt, metrics.jsonl and the moving average as weights.safetensors.
+        data_path: the training folder of BraTS Local Synthesis: complete scans ``*-t1n.nii.gz`` with their masks.
+        output_path: receives weights.safetensors (the best by validation where there is one, else the latest moving
+            average), state/ (all that a resumption needs), metrics.jsonl, folds.json, pictures and curves.
         config: network, diffusion and recipe.
+        fold: whose held-out subjects validate.
+        resume: go on from the last state in ``output_path``, bit for bit as if nothing had happened.
+        cache_path: folder of the prepared slices; inside ``output_path`` if not given.
 
     Returns:
         The path of weights.safetensors.
 
     Raises:
-        ConfigError: when there are no scans.
+        ConfigError: when recipe, data and an earlier run in ``output_path`` do not go together.
+        InpaintingError: when the loss is no longer finite; the last state is from before.
+        SystemExit: 128 + signal number after SIGTERM or Ctrl-C, with the state written.
     """
-    torch.manual_seed(config.seed)
-    output_path.mkdir(parents=True, exist_ok=True)
-    state = _State.start(config)
-    state.resume(output_path)
-    brains = FreshMasks(data_path, window=config.diffusion.window, seed=config.seed + state.step)
-    schedule = Schedule.linear(config.diffusion.steps)
-    started, first, running = time.monotonic(), state.step, 0.0
-    for truth_S1HW, mask_S1HW in islice(DataLoader(brains, config.batch_size), config.max_steps - first):
-        lr = _learning_rate(config, state.step)
-        state.optimiser.param_groups[0]["lr"] = lr
-        loss = _loss(state.network, schedule, config, truth_S1HW, mask_S1HW)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
-        state.optimiser.step()
-        state.optimiser.zero_grad()
-        state.ema.update_parameters(state.network)
-        state.step += 1
-        running += (loss.item() - running) / min(REPORT_EVERY, state.step - first)
-        if state.step % REPORT_EVERY == 0:
-            rate = (state.step - first) * config.batch_size / (time.monotonic() - started)
-            left = duration((config.max_steps - state.step) * config.batch_size / rate)
-            log.info(
-                "step %d of %d, loss %.5f, %.1f slices/s, %s left", state.step, config.max_steps, running, rate, left
-            )
-            with (output_path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": state.step, "loss": running, "lr": lr, "slices_per_s": rate}) + "\n")
-        if state.step % config.save_every == 0:
-            state.save(output_path, config)
-    return state.save(output_path, config)
+    accelerator = _accelerator(config)
+    files = cache.find(data_path)
+    held = folds.split(files, held_out=config.held_out, seed=config.seed)
+    state = State.start(config, fold=fold, data=cache.data_hash(files))
+    state.open(output_path, resume=resume)
+    with accelerator.main_process_first():
+        kept = [case for case in files if case.subject not in held[fold]]
+        scans = cache.prepare(kept, cache_path or output_path / "cache")
+    network, optimiser = accelerator.prepare(
+        torch.compile(state.network) if config.compile else state.network, state.optimiser
+    )
+    state.resume(accelerator.device, accelerator.scaler)
+    keeper = None
+    if accelerator.is_main_process:
+        folds.write(held, output_path / "folds.json", seed=config.seed)
+        keeper = _Keeper.of(state, [case for case in files if case.subject in held[fold]], accelerator.scaler)
+
+    schedule, stop, seen = Schedule.linear(config.diffusion.steps), _Stop(), _Seen(scans)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    stream = dataset.batches(scans, config, epoch=state.epoch, batch=state.batch, rank=rank, world=world)
+    for epoch, batch, parts in islice(stream, max(0, config.max_steps - state.step)):
+        _set_rate(optimiser, _learning_rate(config, state.step))
+        for part in parts:
+            item = Item(*(tensor.to(accelerator.device) for tensor in part))
+            with accelerator.accumulate(network):  # the optimiser steps after the last part
+                losses = _losses(network, schedule, config, item)
+                accelerator.backward((losses.mse_S + losses.vb_S).mean())
+                _clip(accelerator, network, config)
+                optimiser.step()
+                optimiser.zero_grad()
+            seen.add(item, losses)
+        state.advance(epoch, batch)
+        last = stop.asked(accelerator) or state.step == config.max_steps
+        if last or _due(state.step, config):
+            figures = seen.figures(accelerator, state.step)  # before anything is saved: a bad loss ends the run here
+            if keeper:
+                keeper.keep(figures, last=last)
+        if last:
+            break
+    if keeper:
+        keeper.journal.close()
+    accelerator.end_training()
+    stop.leave()
+    return state.weights_path
 
 
 def read_recipe(path: Path) -> TrainConfig:
@@ -89,40 +120,20 @@ def read_recipe(path: Path) -> TrainConfig:
         raise ConfigError(f"{path}: {error}") from error
 
 
-@dataclass
-class _State:
-    """Everything that training changes."""
-
-    network: UNet
-    ema: AveragedModel
-    optimiser: torch.optim.Optimizer
-    step: int = 0
-
-    @classmethod
-    def start(cls, config: TrainConfig) -> _State:
-        network = UNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-        return cls(network, ema, torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=0))
-
-    def resume(self, folder: Path) -> None:
-        if not (folder / "state.pt").exists():
-            return
-        stored = torch.load(folder / "state.pt", weights_only=True)
-        self.step = stored["step"]
-        for name in ("network", "ema", "optimiser"):
-            getattr(self, name).load_state_dict(stored[name])
-        log.info("resumed at step %d", self.step)
-
-    def save(self, folder: Path, config: TrainConfig) -> Path:
-        parts = {name: getattr(self, name).state_dict() for name in ("network", "ema", "optimiser")}
-        with whole_or_not_at_all(folder / "state.pt") as hidden:
-            torch.save(parts | {"step": self.step}, hidden)
-        notes = {"training": config.model_dump(mode="json", exclude={"unet", "diffusion"}), "step": self.step}
-        path = folder / "weights.safetensors"
-        with whole_or_not_at_all(path) as hidden:
-            averaged = self.ema.module.state_dict()
-            checkpoint.save(hidden, averaged, unet=config.unet, diffusion=config.diffusion, ema=True, notes=notes)
-        return path
+def _accelerator(config: TrainConfig) -> Accelerator:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ConfigError("training needs accelerate\n  pip install 'brats-inpainting[train]'") from error
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=config.precision.replace("fp32", "no"),
+        gradient_accumulation_steps=config.accumulate,
+    )
+    if config.batch_size % (accelerator.num_processes * config.accumulate):
+        shares = f"{accelerator.num_processes} processes in {config.accumulate} parts"
+        raise ConfigError(f"batch_size {config.batch_size} cannot be shared evenly by {shares}\n  Change it, or them.")
+    return accelerator
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
@@ -130,20 +141,115 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * min(1, (step + 1) / config.warmup, (config.max_steps - step) / config.decay)
 
 
-def _loss(network: UNet, schedule: Schedule, config: TrainConfig, truth_S1HW: Tensor, mask_S1HW: Tensor) -> Tensor:
-    """Return the mean hybrid loss of a batch at random timesteps; b is the truth with the mask set to 0 (§3.1)."""
+def _losses(network: torch.nn.Module, schedule: Schedule, config: TrainConfig, item: Item) -> Losses:
+    """Return the hybrid loss of each slice; b is the truth with the mask set to 0 (§3.1)."""
     low, high = config.diffusion.image_range
-    x0_S1HW, b_S1HW = (low + (high - low) * image for image in (truth_S1HW, truth_S1HW * (1 - mask_S1HW)))
-    weight_S1HW = mask_S1HW + config.weight_outside * (1 - mask_S1HW)
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-        losses = training_losses(
-            network,
-            schedule,
-            config.diffusion,
-            x0_S1HW,
-            torch.cat([b_S1HW, mask_S1HW], dim=1),
-            t_S=torch.randint(len(schedule), (len(x0_S1HW),)),
-            noise_S1HW=torch.randn_like(x0_S1HW),
-            weight_S1HW=weight_S1HW / weight_S1HW.mean(),
-        )
-    return (losses.mse_S + losses.vb_S).mean()
+    voided_S1HW = item.truth_1hw * (1 - item.mask_1hw)
+    x0_S1HW, b_S1HW = (low + (high - low) * image for image in (item.truth_1hw, voided_S1HW))
+    weight_S1HW = item.mask_1hw + config.weight_outside * (1 - item.mask_1hw)
+    return training_losses(
+        network,
+        schedule,
+        config.diffusion,
+        x0_S1HW,
+        torch.cat([b_S1HW, item.mask_1hw], dim=1),
+        t_S=item.t,
+        noise_S1HW=item.noise_1hw,
+        weight_S1HW=weight_S1HW / weight_S1HW.mean(dim=(1, 2, 3), keepdim=True),
+    )
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def _clip(accelerator: Accelerator, network: torch.nn.Module, config: TrainConfig) -> None:
+    if config.clip and accelerator.sync_gradients:
+        accelerator.clip_grad_norm_(network.parameters(), config.clip)
+
+
+def _due(step: int, config: TrainConfig) -> bool:
+    return any(step % every == 0 for every in (config.report_every, config.save_every, config.validate_every))
+
+
+@dataclass
+class _Keeper:
+    """What the main process does beside training: it reports, saves and validates."""
+
+    state: State
+    scaler: Any
+    journal: Journal
+    validation: Validation | None
+
+    @classmethod
+    def of(cls, state: State, held: list[Files], scaler: Any) -> _Keeper:
+        """Open the journal where the state stands, and choose among the held-out cases."""
+        return cls(state, scaler, Journal.open(state.folder, after=state.step), Validation.of(held, state.config))
+
+    def keep(self, figures: dict[str, float], *, last: bool) -> None:
+        """Do what is due after this step."""
+        state, config = self.state, self.state.config
+        self.journal.figures(state.step, figures, lr=_learning_rate(config, state.step - 1), config=config)
+        if self.validation and (state.step % config.validate_every == 0 or state.step == config.max_steps):
+            state.keep_the_best(self.journal.scores(state.step, self.validation.run(state, state.folder)))
+        if last or state.step % config.save_every == 0:
+            state.save(self.scaler)
+
+
+@dataclass
+class _Seen:
+    """What went through the network since the last report; looked at rarely, so that a GPU is not kept waiting."""
+
+    scans: list[Scan]
+    rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, item: Item, losses: Losses) -> None:
+        """Note timestep, both losses and place of each slice."""
+        columns = (item.t[:, None], losses.mse_S[:, None], losses.vb_S[:, None], item.place)
+        self.rows.append(torch.cat([column.detach().double() for column in columns], dim=1))
+
+    def figures(self, accelerator: Accelerator, step: int) -> dict[str, float]:
+        """Return the mean losses over all processes, and the squared error by quartile of the timestep.
+
+        Raises:
+            InpaintingError: when a loss was not finite, with the slices where it was not.
+        """
+        rows = accelerator.gather(torch.cat(self.rows)).cpu()
+        self.rows.clear()
+        t, mse, vb, scan, z = rows.T
+        if (bad := ~torch.isfinite(mse + vb)).any():
+            where = {f"{self.scans[int(i)].id} slice {int(k)}" for i, k in zip(scan[bad], z[bad], strict=True)}
+            raise InpaintingError(
+                f"the loss is not finite at or before step {step}: {', '.join(sorted(where)[:8])}\n"
+                "  The last state is from before. Look at those slices; lower lr, set clip, or take bf16 for fp16."
+            )
+        quarter = (4 * t / (t.max() + 1)).long().clamp(max=3)
+        by_quarter = {f"mse_q{q + 1}": float(mse[quarter == q].mean()) for q in range(4) if (quarter == q).any()}
+        return {"loss": float((mse + vb).mean()), "mse": float(mse.mean()), "vb": float(vb.mean())} | by_quarter
+
+
+class _Stop:
+    """SIGTERM and Ctrl-C end training after the step in progress, in all processes at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        log.warning("asked to stop: finishing the step, writing the state")
+        self.number = number
+
+    def asked(self, accelerator: Accelerator) -> bool:
+        """Tell whether any process was asked."""
+        if accelerator.num_processes > 1:
+            number = torch.tensor(self.number, device=accelerator.device)
+            self.number = int(accelerator.gather(number).max())
+        return self.number > 0
+
+    def leave(self) -> None:
+        """Put the old handlers back, and exit if a signal came."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.number:
+            raise SystemExit(128 + self.number)

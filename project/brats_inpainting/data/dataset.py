@@ -1,75 +1,154 @@
-"""Training slices: windows around masks that are drawn anew for every brain, every time.
+"""Training slices. Everything random about a slice follows from (seed, epoch, its place in the epoch) alone.
 
-Shapes: X Y Z a volume, H W a window.
+So a run goes on exactly where it stopped from three numbers, and any number of processes shares one stream.
+Shapes: S H W a scan's framed slices, h w a window of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
+from brats_inpainting.config import Augmentation, TrainConfig
 from brats_inpainting.data import masks
-from brats_inpainting.data.volume import Intensity
-from brats_inpainting.errors import ConfigError
+from brats_inpainting.data.cache import LEVELS, Scan
+from brats_inpainting.data.masks import Placed
 
-SHAPES = 300  # compartments in the pool
-PER_BRAIN = 8  # slices taken of one brain before the next
-SHUFFLE = 64  # slices held back, so that a batch mixes brains
+SHAPES = 300  # compartments in the pool of synthetic masks
 
 
-class FreshMasks(IterableDataset[tuple[Tensor, Tensor]]):
-    """An endless stream of (truth in [0, 1], mask in {0, 1}), both 1 × ``window`` × ``window``, float32.
+class Item(NamedTuple):
+    """A slice, or a batch: truth in [0, 1], mask in {0, 1}, noise, timestep, and where it is from (scan, slice)."""
 
-    One or two compartments are drawn per brain; flips left–right and a gamma of 0.8 to 1.25 are the augmentation.
+    truth_1hw: Tensor
+    mask_1hw: Tensor
+    noise_1hw: Tensor
+    t: Tensor
+    place: Tensor
+
+
+class Epoch(Dataset[Item]):
+    """One pass over all slices that a healthy mask touches, in an order that the seed and the epoch decide."""
+
+    def __init__(self, scans: Sequence[Scan], shapes: Sequence[np.ndarray], config: TrainConfig, number: int) -> None:
+        """Draw the epoch's masks and its order.
+
+        Args:
+            scans: prepared cases.
+            shapes: compartments for synthetic masks.
+            config: the recipe: which masks, which augmentation, the seed.
+            number: the epoch, from 0 on; with ``config.limit`` every epoch is the first few slices of epoch 0.
+        """
+        self.scans, self.config = scans, config
+        self.number = 0 if config.limit else number
+        rng = np.random.default_rng([config.seed, self.number])
+        self.masks = [self._mask(scan, shapes, np.random.default_rng(rng.integers(2**63))) for scan in scans]
+        places = [(i, z) for i, mask in enumerate(self.masks) for z in mask.planes]
+        self.places = [places[i] for i in rng.permutation(len(places))][: config.limit or None]
+        self.repeats = -(-config.batch_size // max(1, len(self.places)))  # an epoch holds one batch at least
+
+    def __len__(self) -> int:
+        """Slices in the epoch."""
+        return len(self.places) * self.repeats
+
+    def __getitem__(self, index: int) -> Item:
+        """Return a slice, augmented, in a window that covers its mask, with its timestep and its noise."""
+        rng = np.random.default_rng([self.config.seed, self.number, index])
+        scan, z = self.places[index % len(self.places)]
+        truth_HW = self.scans[scan].image_SHW[z] / np.float32(LEVELS)
+        mask_HW = self.masks[scan].plane(z, truth_HW.shape)
+        truth_HW, mask_HW = augmented(truth_HW, mask_HW, self.config.augmentation, rng)
+        window = self.config.diffusion.window
+        place = tuple(_span(mask_HW.max(axis=1 - axis), window, rng) for axis in (0, 1))
+        truth_hw, mask_hw = (np.ascontiguousarray(a[place], np.float32) for a in (truth_HW, mask_HW))
+        noise_hw = rng.standard_normal(truth_hw.shape, np.float32)
+        t = torch.tensor(int(rng.integers(self.config.diffusion.steps)))
+        truth_1hw, mask_1hw, noise_1hw = (
+            torch.from_numpy(image_hw)[None] for image_hw in (truth_hw, mask_hw, noise_hw)
+        )
+        return Item(truth_1hw, mask_1hw, noise_1hw, t, torch.tensor([scan, z]))
+
+    def _mask(self, scan: Scan, shapes: Sequence[np.ndarray], rng: np.random.Generator) -> Placed:
+        """Return the case's own healthy mask, or a synthetic one of one or two compartments."""
+        synthetic = self.config.masks == "synthetic" or (self.config.masks == "both" and rng.random() < 0.5)
+        if not synthetic:
+            return scan.healthy
+        brain_SHW, mask_SHW = scan.image_SHW > 0, np.zeros(scan.image_SHW.shape, bool)
+        for _ in range(1 + (rng.random() < 0.5)):
+            mask_SHW |= masks.healthy_mask(brain_SHW, scan.distance_SHW, shapes, rng)
+        return Placed.of(mask_SHW)
+
+
+def batches(
+    scans: Sequence[Scan], config: TrainConfig, *, epoch: int, batch: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[int, int, list[Item]]]:
+    """Yield batches forever, from the given place in the stream on.
+
+    Args:
+        scans: prepared cases.
+        config: the recipe.
+        epoch: where to begin.
+        batch: likewise, within the epoch.
+        rank: which of ``world`` processes this is; each gets its share of every batch.
+        world: number of processes.
+
+    Yields:
+        Epoch and batch to go on with after this one, and this process's share in ``config.accumulate`` parts.
     """
-
-    def __init__(self, folder: Path, *, window: int, seed: int) -> None:
-        """Read every complete scan under ``folder`` (one ``*-t1n.nii.gz`` per subject is kept) into memory."""
-        scans = {path.name.rsplit("-", 2)[0]: path for path in sorted(folder.rglob("*-t1n.nii.gz"))}
-        if not scans:
-            raise ConfigError(f"{folder}: no *-t1n.nii.gz found\n  Give the BraTS Local Synthesis training folder.")
-        self.brains = [_quantised(path) for path in scans.values()]
-        self.window, self.seed = window, seed
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield slices forever, in an order and with masks that the seed decides."""
-        rng = np.random.default_rng(self.seed)
-        shapes = masks.compartments(rng, SHAPES)
-        held: list[tuple[Tensor, Tensor]] = []
+    rng = np.random.default_rng(config.seed)
+    shapes = [] if config.masks == "files" else masks.compartments(rng, SHAPES)
+    part = config.batch_size // (world * config.accumulate)
+    with ThreadPoolExecutor(1) as ahead:  # the next epoch's masks are drawn while this one is being used
+        coming = ahead.submit(Epoch, scans, shapes, config, epoch)
         while True:
-            brain = self.brains[rng.integers(len(self.brains))]
-            held.extend(_slices(brain, shapes, rng, self.window))
-            while len(held) > SHUFFLE:
-                yield held.pop(rng.integers(len(held)))
+            current, coming = coming.result(), ahead.submit(Epoch, scans, shapes, config, epoch + 1)
+            last = len(current) // config.batch_size  # a remainder is left out
+            starts = range(batch * config.batch_size, last * config.batch_size, config.batch_size)
+            mine = [range(start + rank, start + config.batch_size, world) for start in starts]
+            parts = [list(share[i : i + part]) for share in mine for i in range(0, len(share), part)]
+            loader = iter(DataLoader(current, batch_sampler=parts, num_workers=config.workers))
+            for following in range(batch + 1, last + 1):
+                after = (epoch, following) if following < last else (epoch + 1, 0)
+                yield *after, [Item(*next(loader)) for _ in range(config.accumulate)]
+            epoch, batch = epoch + 1, 0
 
 
-def _quantised(path: Path) -> np.ndarray:
-    """Return the scan scaled as in §3.1, in 255 steps: X × Y × Z, uint8."""
-    volume = np.asanyarray(nib.load(path).dataobj)
-    return np.round(Intensity.of(volume).scale(volume) * 255).astype(np.uint8)
+def augmented(
+    image_HW: np.ndarray, mask_HW: np.ndarray, how: Augmentation, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image in [0, 1] and its mask, changed as the recipe says; the background stays 0."""
+    if how.flip and rng.random() < 0.5:
+        image_HW, mask_HW = image_HW[::-1], mask_HW[::-1]
+    if how.affine:
+        matrix, centre = _affine(how.affine, rng), np.array(image_HW.shape) / 2 - 0.5
+        offset = centre - matrix @ centre
+        moved_HW = ndimage.affine_transform(mask_HW, matrix, offset, order=0)
+        if moved_HW.any():  # a speck at the edge may get lost
+            image_HW, mask_HW = ndimage.affine_transform(image_HW, matrix, offset, order=1), moved_HW
+    brain_HW = image_HW > 0
+    if how.gamma:
+        image_HW = image_HW ** np.float32(np.exp(rng.uniform(-how.gamma, how.gamma)))
+    if how.bias:
+        field_HW = ndimage.zoom(rng.standard_normal((4, 4)), np.array(image_HW.shape) / 4, order=3)
+        image_HW = image_HW * np.exp(how.bias * field_HW).astype(np.float32)
+    if how.noise:
+        level = np.float32(rng.uniform(0, how.noise))
+        image_HW = image_HW + level * rng.standard_normal(image_HW.shape, np.float32)
+    return np.where(brain_HW, image_HW, 0).clip(0, 1), mask_HW
 
 
-def _slices(
-    brain: np.ndarray, shapes: list[np.ndarray], rng: np.random.Generator, window: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw one mask over a brain and cut windows from some of its slices."""
-    anywhere = np.full(brain.shape, np.inf)  # healthy subjects: there is no tumour to keep away from
-    mask = masks.healthy_mask(brain > 0, anywhere, shapes, rng)
-    if rng.random() < 0.5:
-        mask |= masks.healthy_mask(brain > 0, anywhere, shapes, rng)
-    todo = np.flatnonzero(mask.any(axis=(0, 1)))
-    for z in rng.choice(todo, min(PER_BRAIN, len(todo)), replace=False):
-        box = tuple(_span(mask[:, :, z].max(axis=1 - axis), window, rng) for axis in (0, 1))
-        truth = (brain[:, :, z][box] / np.float32(255)) ** np.float32(np.exp(rng.uniform(-0.22, 0.22)))
-        pair = [torch.from_numpy(np.ascontiguousarray(a, np.float32))[None] for a in (truth, mask[:, :, z][box])]
-        flip = [1] if rng.random() < 0.5 else []
-        yield pair[0].flip(flip), pair[1].flip(flip)
+def _affine(size: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw a rotation by up to ``size`` degrees with scaling by up to ``size`` per cent along either axis: 2 × 2."""
+    angle = np.deg2rad(rng.uniform(-size, size))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return turn @ np.diag(1 + rng.uniform(-size, size, 2) / 100)
 
 
 def _span(occupied: np.ndarray, window: int, rng: np.random.Generator) -> slice:

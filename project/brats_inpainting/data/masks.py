@@ -8,6 +8,7 @@ Shapes: X Y Z a volume, A B C the box of a compartment.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -16,6 +17,33 @@ from scipy.spatial.transform import Rotation
 MIN_INSIDE = 0.75  # share of the healthy mask that must lie in the brain
 MIN_DISTANCE = 5  # voxels between the healthy mask and the tumour's
 ATTEMPTS = 200
+
+
+class Placed(NamedTuple):
+    """A mask in a volume, stored as its bounding box alone: where the box starts, and its voxels."""
+
+    start: tuple[int, ...]
+    voxels: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> Placed:
+        """Cut a bool volume to its box; an empty one leaves nothing."""
+        if not mask.any():
+            return cls((0,) * mask.ndim, mask[(slice(0),) * mask.ndim])
+        box = ndimage.find_objects(mask.astype(np.uint8))[0]
+        return cls(tuple(side.start for side in box), mask[box].copy())
+
+    @property
+    def planes(self) -> list[int]:
+        """Indices along the first axis that the mask touches."""
+        return [self.start[0] + int(i) for i in np.flatnonzero(self.voxels.any(axis=(1, 2)))]
+
+    def plane(self, index: int, shape: tuple[int, int]) -> np.ndarray:
+        """Return one plane across the first axis: bool of ``shape``."""
+        plane = np.zeros(shape, bool)
+        (_, y, x), cut = self.start, self.voxels[index - self.start[0]]
+        plane[y : y + cut.shape[0], x : x + cut.shape[1]] = cut
+        return plane
 
 
 def compartment(rng: np.random.Generator, voxels: float) -> np.ndarray:

@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from brats_inpainting.config import UNetConfig
 
@@ -128,6 +129,7 @@ class UNet(nn.Module):
         """Build the network with freshly initialised weights."""
         super().__init__()
         self.config = config
+        self.checkpointing = False  # forget features on the way forth, and compute them again on the way back
         width, emb = config.width, 4 * config.width
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
 
@@ -186,9 +188,14 @@ class UNet(nn.Module):
         emb_SE = self.time_embed(timestep_embedding(t_S, self.config.width))
         h_SCHW, skips = x_SCHW, []
         for stage in self.input_blocks:
-            h_SCHW = stage(h_SCHW, emb_SE)
+            h_SCHW = self._through(stage, h_SCHW, emb_SE)
             skips.append(h_SCHW)
-        h_SCHW = self.middle_block(h_SCHW, emb_SE)
+        h_SCHW = self._through(self.middle_block, h_SCHW, emb_SE)
         for stage in self.output_blocks:
-            h_SCHW = stage(torch.cat([h_SCHW, skips.pop()], dim=1), emb_SE)
+            h_SCHW = self._through(stage, torch.cat([h_SCHW, skips.pop()], dim=1), emb_SE)
         return self.out(h_SCHW)
+
+    def _through(self, stage: nn.Module, x_SCHW: Tensor, emb_SE: Tensor) -> Tensor:
+        if self.checkpointing:
+            return checkpoint(stage, x_SCHW, emb_SE, use_reentrant=False)
+        return stage(x_SCHW, emb_SE)

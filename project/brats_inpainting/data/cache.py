@@ -1,0 +1,192 @@
+"""Training scans, prepared once: memory-mapped slices on disk, made in parallel, taken up again, made anew when stale.
+
+Shapes: X Y Z a file's own array; S H W a scan's framed axial slices, H along L and W along P.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from brats_inpainting.data import cases
+from brats_inpainting.data.masks import Placed
+from brats_inpainting.data.volume import FRAME, PERCENTILES, Frame, Intensity, Orientation, whole_or_not_at_all
+from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.progress import duration
+
+log = logging.getLogger(__name__)
+
+LEVELS = 65535  # of the stored images
+RECORD = np.dtype([("image", np.uint16), ("distance", np.uint8)])  # a voxel on disk
+FAR = 255  # voxels; no tumour is farther away
+SPARE = 1.05  # of the space that the cache takes
+SCAN = re.compile(r"(?P<id>.+)[-_]t1n\.nii(\.gz)?", re.IGNORECASE)
+MASKS = ("healthy", "unhealthy")
+
+
+@dataclass(frozen=True)
+class Files:
+    """A complete case of the training folder; either mask may be missing."""
+
+    id: str
+    t1n: Path
+    healthy: Path | None
+    unhealthy: Path | None
+
+    @property
+    def subject(self) -> str:
+        """The person, without the time point: cases of one person are never split between training and validation."""
+        return re.sub(r"[-_]\d{3}$", "", self.id)
+
+    @property
+    def key(self) -> str:
+        """Hash of what the cached arrays depend on: names, sizes and times of the files, and how they are prepared."""
+        given = [
+            (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (self.t1n, self.healthy, self.unhealthy) if p
+        ]
+        return hashlib.sha256(repr((given, PERCENTILES, FRAME, LEVELS)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A prepared case: the image in [0, LEVELS] and the distance to the tumour's mask, mapped; the healthy mask."""
+
+    id: str
+    image_SHW: np.ndarray
+    distance_SHW: np.ndarray
+    healthy: Placed
+
+
+def find(folder: Path) -> list[Files]:
+    """List the cases under a folder that hold a complete T1, ``{id}-t1n.nii.gz``.
+
+    Raises:
+        ConfigError: when there are none.
+    """
+    found = []
+    for path in sorted(p for pattern in ("*", "*/*") for p in folder.glob(pattern) if SCAN.fullmatch(p.name)):
+        beside = [path.with_name(re.sub(r"t1n(?=\.nii)", f"mask-{kind}", path.name)) for kind in MASKS]
+        healthy, unhealthy = (mask if mask.exists() else None for mask in beside)
+        found.append(Files(path.name[: path.name.rindex("t1n") - 1], path, healthy, unhealthy))
+    if not found:
+        raise ConfigError(
+            f"{folder}: no ID/ID-t1n.nii.gz found\n"
+            "  Give the training folder of BraTS Local Synthesis, with complete scans."
+        )
+    return found
+
+
+def prepare(files: Sequence[Files], cache: Path) -> list[Scan]:
+    """Prepare what is not yet in the cache, in parallel, and open everything.
+
+    Args:
+        files: the cases.
+        cache: folder of the arrays, two files a case, named by its id and its hash; stale ones are removed.
+
+    Raises:
+        CaseError: naming each case that cannot be used.
+        ConfigError: when the disk is too small.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    paths = {case: cache / f"{case.id}-{case.key}.npy" for case in files}
+    for stale in {*cache.glob("*.npy")} - {*paths.values()}:
+        stale.with_suffix(".npz").unlink(missing_ok=True)
+        stale.unlink()
+    todo = [(case, path) for case, path in paths.items() if not path.exists()]
+    if todo:
+        _announce(todo, cache)
+        _make(todo)
+    return [_open(case, path) for case, path in paths.items()]
+
+
+def _announce(todo: Sequence[tuple[Files, Path]], cache: Path) -> None:
+    """Say how much will be written, and refuse to begin where it does not fit."""
+    depth = nib.load(todo[0][0].t1n).shape[2]
+    needed = len(todo) * depth * FRAME * FRAME * RECORD.itemsize
+    free = shutil.disk_usage(cache).free
+    log.info("preparing %d scans once: %.1f GB in %s, %.1f GB free", len(todo), needed / 1e9, cache, free / 1e9)
+    if needed * SPARE > free:
+        raise ConfigError(
+            f"{cache}: the prepared scans take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free\n"
+            "  Give another folder with --cache-path."
+        )
+
+
+def _make(todo: Sequence[tuple[Files, Path]]) -> None:
+    started, failed = time.monotonic(), []
+    workers = min(len(todo), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_prepare, case, path) for case, path in todo]
+        for done, job in enumerate(as_completed(jobs), 1):
+            if isinstance(job.exception(), CaseError):
+                failed.append(str(job.exception()))
+            else:
+                job.result()
+            if done % max(1, len(todo) // 10) == 0:
+                left = (time.monotonic() - started) * (len(todo) - done) / done
+                log.info("%d of %d scans prepared, %s left", done, len(todo), duration(left))
+    if failed:
+        raise CaseError("\n".join([*failed, f"{len(failed)} scans cannot be used\n  Mend them, or take them away."]))
+
+
+def _prepare(case: Files, path: Path) -> None:
+    """Write one case as S × H × W records."""
+    image = cases.read(case.t1n)
+    to_lps = Orientation.of(image.affine)
+    image_XYZ = cases.values(image)
+    masks = {
+        kind: _mask(file, image_XYZ.shape) for kind, file in zip(MASKS, (case.healthy, case.unhealthy), strict=True)
+    }
+    if not np.isfinite(image_XYZ).all() or image_XYZ.min() == image_XYZ.max():
+        raise CaseError(f"{case.id}: {case.t1n.name} is constant, or holds NaN or infinity")
+    image_LPS = to_lps.apply(Intensity.of(image_XYZ).scale(image_XYZ))
+    healthy_LPS, unhealthy_LPS = (to_lps.apply(mask) for mask in masks.values())
+    frame = Frame.around((image_LPS > 0) | healthy_LPS)
+    if frame.size != (FRAME, FRAME):
+        raise CaseError(f"{case.id}: the brain does not fit into {FRAME} × {FRAME} voxels\n  Resample it to 1 mm.")
+    far_LPS = np.full(image_LPS.shape, FAR)
+    if unhealthy_LPS.any():
+        far_LPS = np.minimum(ndimage.distance_transform_edt(~unhealthy_LPS), FAR)
+    image_SHW, distance_SHW, healthy_SHW = (
+        np.moveaxis(frame.cut(part), 2, 0) for part in (np.rint(image_LPS * LEVELS), far_LPS, healthy_LPS)
+    )
+    packed_SHW = np.empty(image_SHW.shape, RECORD)
+    packed_SHW["image"], packed_SHW["distance"] = image_SHW, distance_SHW
+    np.savez_compressed(path.with_suffix(".npz"), **Placed.of(healthy_SHW)._asdict())
+    with whole_or_not_at_all(path) as hidden, hidden.open("wb") as file:  # last, for it says that the case is complete
+        np.save(file, packed_SHW)
+
+
+def _open(case: Files, path: Path) -> Scan:
+    packed_SHW = np.load(path, mmap_mode="r")
+    with np.load(path.with_suffix(".npz")) as stored:
+        healthy = Placed(tuple(int(i) for i in stored["start"]), stored["voxels"])
+    return Scan(case.id, packed_SHW["image"], packed_SHW["distance"], healthy)
+
+
+def _mask(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
+    if path is None:
+        return np.zeros(shape, bool)
+    mask_XYZ = cases.values(cases.read(path)) > 0.5
+    if mask_XYZ.shape != shape:
+        raise CaseError(f"{path.name}: {mask_XYZ.shape}, but its scan is {shape}")
+    return mask_XYZ
+
+
+def data_hash(files: Iterable[Files]) -> str:
+    """Hash of all inputs of a training run, by names and sizes, so that a copy of the data is the same data."""
+    sizes = [(case.id, [p.stat().st_size for p in (case.t1n, case.healthy, case.unhealthy) if p]) for case in files]
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()

@@ -1,0 +1,70 @@
+"""What a training run tells while it lasts: lines, metrics.jsonl, TensorBoard, and curves at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from brats_inpainting.config import TrainConfig
+from brats_inpainting.progress import duration
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Figures of a run by step, in ``metrics.jsonl`` and, where it is installed, TensorBoard."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        """Go on after a step: what an interrupted run noted beyond it is dropped."""
+        self.path = folder / "metrics.jsonl"
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        self.path.write_text("".join(line for line in lines if json.loads(line)["step"] <= after))
+        self.first, self.started = after, time.monotonic()
+        self.board = _tensorboard(folder)
+
+    @classmethod
+    def open(cls, folder: Path, *, after: int) -> Self:
+        """Open the journal of a run in ``folder`` that stands at step ``after``."""
+        return cls(folder, after)
+
+    def figures(self, step: int, figures: dict[str, float], *, lr: float, config: TrainConfig) -> None:
+        """Note the losses, and say how fast it goes and how long it will still take."""
+        rate = (step - self.first) / (time.monotonic() - self.started)  # steps a second
+        speed, left = rate * config.batch_size, duration((config.max_steps - step) / rate)
+        self._write(step, figures | {"lr": lr, "slices_per_s": round(speed, 2)})
+        log.info(
+            "step %d of %d, loss %.5f, %.1f slices/s, %s left", step, config.max_steps, figures["loss"], speed, left
+        )
+
+    def scores(self, step: int, scores: dict[str, float]) -> float:
+        """Note how well the validation cases were filled, and return the SSIM."""
+        self._write(step, scores)
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        return scores["ssim"]
+
+    def close(self) -> None:
+        """Draw the curves, if there is something to draw with."""
+        from brats_inpainting import report
+
+        if self.board:
+            self.board.close()
+        if rows := [json.loads(line) for line in self.path.read_text().splitlines()]:
+            report.curves(rows, self.path.with_name("curves.png"))
+
+    def _write(self, step: int, figures: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step} | figures) + "\n")
+        if self.board:
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, step)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard")

@@ -1,0 +1,182 @@
+"""All that a training run is made of at a step, on disk and back; and the weights that come out of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from brats_inpainting.config import TrainConfig
+from brats_inpainting.data.volume import partial, whole_or_not_at_all
+from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# What may differ between a run and its resumption: it does not touch the numbers that training goes through.
+FREE = {
+    "max_steps",
+    "workers",
+    "report_every",
+    "save_every",
+    "keep",
+    "validate_every",
+    "validation_cases",
+    "validation",
+}
+
+
+@dataclass
+class State:
+    """Network, moving averages, optimiser, and the place in the stream of slices, from which all randomness follows."""
+
+    config: TrainConfig
+    fold: int
+    data: str
+    network: UNet
+    averages: list[AveragedModel]
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float = float("-inf")
+    folder: Path = Path()
+    stored: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, config: TrainConfig, *, fold: int, data: str) -> State:
+        """Build everything from the recipe; ``data`` is the hash of the inputs."""
+        torch.manual_seed(config.seed)
+        network = UNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.checkpointing = config.checkpointing
+        averages = [AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(rate)) for rate in config.ema]
+        return cls(
+            config, fold, data, network, averages, torch.optim.AdamW(network.parameters(), config.lr, weight_decay=0)
+        )
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the weights go that ``infer`` takes."""
+        return self.folder / "weights.safetensors"
+
+    def open(self, folder: Path, *, resume: bool) -> None:
+        """Take a folder for this run, drop what a killed run left half written, and find the state to resume from.
+
+        Raises:
+            ConfigError: when the folder holds a run and nothing was said about it, or the run is another one.
+        """
+        self.folder = folder
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+        for leftover in (folder / "state").glob(partial(Path("*")).name):
+            leftover.unlink(missing_ok=True)
+        found = sorted((folder / "state").glob("*.pt"))
+        if found and not resume:
+            raise ConfigError(
+                f"{folder}: holds a training run\n  Say --resume to go on with it, or give another folder."
+            )
+        if found:
+            self.stored = torch.load(found[-1], map_location="cpu", weights_only=True)
+            self._check(found[-1])
+
+    def resume(self, device: torch.device, scaler: Any) -> None:
+        """Follow the network to its device, and become the state that ``open`` found, if any."""
+        for average in self.averages:
+            average.to(device)
+        if not self.stored:
+            return
+        self.network.load_state_dict(self.stored["network"])
+        self.optimiser.load_state_dict(self.stored["optimiser"])
+        for average, kept in zip(self.averages, self.stored["averages"], strict=True):
+            average.load_state_dict(kept)
+        if scaler:
+            scaler.load_state_dict(self.stored["scaler"])
+        self.step, self.epoch, self.batch = (self.stored[name] for name in ("step", "epoch", "batch"))
+        self.best = self.stored["best"]
+        log.info("resumed at step %d", self.step)
+        self.stored = {}
+
+    def advance(self, epoch: int, batch: int) -> None:
+        """Count a step; the next begins at this place of the stream."""
+        for average in self.averages:
+            average.update_parameters(self.network)
+        self.step, self.epoch, self.batch = self.step + 1, epoch, batch
+
+    def save(self, scaler: Any) -> None:
+        """Write the state whole or not at all, and keep the last few."""
+        content = {
+            "network": self.network.state_dict(),
+            "averages": [average.state_dict() for average in self.averages],
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+            "best": self.best,
+            "config": self.config.model_dump_json(),
+            "versions": {name: version(name) for name in ("brats-inpainting", "torch")},
+        } | {name: getattr(self, name) for name in ("step", "epoch", "batch", "fold", "data")}
+        with whole_or_not_at_all(self.folder / "state" / f"{self.step:08d}.pt") as hidden:
+            torch.save(content, hidden)
+        for old in sorted((self.folder / "state").glob("*.pt"))[: -self.config.keep]:
+            old.unlink()
+        if self.best == float("-inf"):  # nothing validated yet: the latest is the best that is known
+            self._write_weights()
+
+    def keep_the_best(self, score: float) -> None:
+        """Write the moving average as the weights to use if it scores higher than all before."""
+        if score > self.best:
+            self.best = score
+            self._write_weights()
+
+    def _write_weights(self) -> None:
+        with whole_or_not_at_all(self.weights_path) as hidden:
+            export(self.averages[0].module.state_dict(), self.config, self.step, hidden)
+
+    def _check(self, path: Path) -> None:
+        ours = self.config.model_dump(mode="json") | {"fold": self.fold, "data": self.data}
+        theirs = json.loads(self.stored["config"]) | {name: self.stored[name] for name in ("fold", "data")}
+        if differing := sorted(name for name in ours if name not in FREE and ours[name] != theirs.get(name)):
+            raise ConfigError(
+                f"{path}: the run there has another {', '.join(differing)}\n"
+                "  Resume with the recipe, fold and data that it began with, or give another folder."
+            )
+
+
+def export(weights: dict[str, torch.Tensor], config: TrainConfig, step: int, path: Path) -> None:
+    """Write weights for inference, with the recipe and the step in the metadata."""
+    notes = {"training": config.model_dump(mode="json", exclude={"unet", "diffusion"}), "step": step}
+    checkpoint.save(path, weights, unet=config.unet, diffusion=config.diffusion, ema=True, notes=notes)
+
+
+def export_state(path: Path, folder: Path) -> list[Path]:
+    """Write what a state holds for others: ours, and guided-diffusion's own files.
+
+    Args:
+        path: a file of a run's ``state`` folder.
+        folder: receives ``weights-{step}.safetensors``, and in float32 ``savedmodel{step}.pt`` and, for every moving
+            average, ``emasavedmodel_{rate}_{step}.pt``.
+
+    Raises:
+        ConfigError: when the file is no state of a training run.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        config, step = TrainConfig.model_validate_json(stored["config"]), int(stored["step"])
+    except Exception as error:  # damaged bytes can make torch's reader raise anything
+        raise ConfigError(f"{path}: not a state of a training run ({type(error).__name__})") from error
+    averages = [
+        {k.removeprefix("module."): v for k, v in kept.items() if k != "n_averaged"} for kept in stored["averages"]
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = folder / f"weights-{step:06d}.safetensors"
+    export(averages[0], config, step, ours)
+    written = {folder / f"savedmodel{step:06d}.pt": stored["network"]}
+    for rate, weights in zip(config.ema, averages, strict=True):
+        written[folder / f"emasavedmodel_{rate}_{step:06d}.pt"] = weights
+    for target, weights in written.items():
+        torch.save(weights, target)
+    return [ours, *written]

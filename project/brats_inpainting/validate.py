@@ -1,0 +1,72 @@
+"""Fixed cases that training never sees, filled with the moving average again and again: scores and pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from brats_inpainting import metrics, report
+from brats_inpainting.config import TrainConfig
+from brats_inpainting.data import cases
+from brats_inpainting.data.cache import Files
+from brats_inpainting.data.volume import Orientation
+from brats_inpainting.diffusion.checkpoint import Weights
+from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.infer import BATCH, Inpainter
+from brats_inpainting.state import State
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Complete cases with a healthy mask."""
+
+    files: list[Files]
+
+    @classmethod
+    def of(cls, files: Sequence[Files], config: TrainConfig) -> Validation | None:
+        """Take the first few held-out cases that have a healthy mask; ``None`` where there are none."""
+        usable = [case for case in files if case.healthy][: config.validation_cases]
+        if not usable:
+            log.info("no validation: no held-out case with a mask-healthy")
+        return cls(usable) if usable else None
+
+    def run(self, state: State, folder: Path) -> dict[str, float]:
+        """Fill every case with the first moving average, draw the first one, and return the mean scores."""
+        network = cast("UNet", state.averages[0].module)
+        device = next(network.parameters()).device
+        weights = Weights(network, state.config.diffusion, state.weights_path, "", ema=True)
+        inpainter = Inpainter(weights, state.config.validation, device, BATCH[device.type])
+        was_training = network.training
+        network.eval()
+        rows = [self._score(case, inpainter, self._picture(case, folder, state.step)) for case in self.files]
+        network.train(was_training)
+        return {name: float(np.mean([row[name] for row in rows])) for name in ("ssim", "psnr", "mse")}
+
+    def _picture(self, case: Files, folder: Path, step: int) -> Path | None:
+        return folder / "pictures" / f"{case.id}-{step:08d}.png" if case == self.files[0] else None
+
+    def _score(self, case: Files, inpainter: Inpainter, picture: Path | None) -> dict[str, float]:
+        truth_XYZ = _volume(case.t1n)
+        assert case.healthy
+        mask_XYZ = _volume(case.healthy) > 0.5
+        voided_XYZ = np.where(mask_XYZ, 0, truth_XYZ)
+        filled_XYZ = inpainter.inpaint(voided_XYZ, mask_XYZ.astype(np.float32)).image
+        scores = metrics.score(filled_XYZ, truth_XYZ, voided_XYZ, mask_XYZ)._asdict()
+        if picture:
+            picture.parent.mkdir(exist_ok=True)
+            views = {"voided": voided_XYZ, "filled": filled_XYZ, "truth": truth_XYZ}
+            report.mosaic(views, mask_XYZ, picture, title=f"{case.id}   SSIM {scores['ssim']:.3f}")
+        return scores
+
+
+def _volume(path: Path) -> np.ndarray:
+    """Read a volume in LPS, float32."""
+    image = cases.read(path)
+    return Orientation.of(image.affine).apply(cases.values(image))
