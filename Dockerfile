@@ -18,7 +18,7 @@ ENV PATH=/opt/venv/bin:$PATH USER=inpainting HOME=/tmp XDG_CACHE_HOME=/tmp/.cach
     TORCHINDUCTOR_CACHE_DIR=/tmp/.inductor TRITON_CACHE_DIR=/tmp/.triton \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    BRATS_INPAINTING_OVERWRITE=1 BRATS_INPAINTING_TRAIN_RESUME=1
+    BRATS_INPAINTING_FOLDERS=/input:/output BRATS_INPAINTING_OVERWRITE=1 BRATS_INPAINTING_TRAIN_RESUME=1
 
 # Where pip looks comes from the builder and is not kept. TORCH=+cpu takes the build without CUDA.
 ARG TORCH=
@@ -40,7 +40,7 @@ RUN python3 -m compileall -q project
 ENV PYTHONPATH=/app/project
 USER 10001
 ENTRYPOINT ["python3", "/app/project/mlcube.py"]
-CMD ["infer", "--data-path=/input", "--output-path=/output"]
+CMD ["infer"]
 
 ARG SOURCE=unknown
 ARG REVISION=unknown

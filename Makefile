@@ -53,10 +53,12 @@ endif
 
 wheelhouse: $(WHEELHOUSE)/complete  ## all wheels of the image, for a build without a network; needs the image's Python, 3.11
 
+DOWNLOAD = $(BIN)/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt "$(TORCH_PIN)" \
+	'.[eval,report,train]' setuptools wheel
 $(WHEELHOUSE)/complete: requirements.txt pyproject.toml | $(READY)
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11")'
 	rm -rf $(WHEELHOUSE)
-	$(BIN)/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt $(TORCH_INDEX:%=--extra-index-url %) \
-		"$(TORCH_PIN)" '.[eval,report,train]' setuptools wheel
+	$(DOWNLOAD) || $(DOWNLOAD) $(TORCH_INDEX:%=--extra-index-url %)
 	touch $@
 
 # What a challenge participant uploads (GNU tar). IMAGE is where the image can be pulled from; WEIGHTS, if given, is the
@@ -64,7 +66,8 @@ $(WHEELHOUSE)/complete: requirements.txt pyproject.toml | $(READY)
 WEIGHTS ?=
 PACK = tar --sort=name --mtime=@0 --mode=u=rwX,go=rX --owner=0 --group=0 --numeric-owner --use-compress-program 'gzip -n'
 submission:  ## dist/submission.tar.gz: mlcube.yaml, parameters.yaml, additional_files.tar.gz
-	rm -rf dist/submission && mkdir -p dist/submission
+	rm -rf dist/submission* && mkdir -p dist/submission
+	$(if $(WEIGHTS),test -f $(WEIGHTS))
 	sed 's|^  image: .*|  image: $(IMAGE)|' mlcube/mlcube.yaml > dist/submission/mlcube.yaml
 	cp workspace/parameters.yaml dist/submission
 	$(PACK) -cf dist/submission/additional_files.tar.gz \

@@ -90,8 +90,12 @@ def test_the_weights_may_lie_in_a_folder_of_additional_files(infer, tmp_path, ti
     for name in ("one.safetensors", "two.safetensors"):
         shutil.copy(tiny_weights, folder / name)
     assert infer("--additional-files-path", folder, weights="") == 2
-    assert "holds one.safetensors, two.safetensors" in capfd.readouterr().err
-    (folder / "two.safetensors").rename(folder / "two.pt")
+    assert "more than one weights file, but one.safetensors, two.safetensors" in capfd.readouterr().err
+    for name in ("one.safetensors", "two.safetensors"):
+        (folder / name).rename(folder / f"{name}.zip")
+    assert infer("--additional-files-path", folder, weights="") == 2
+    assert "no .safetensors or .pt, but one.safetensors.zip" in capfd.readouterr().err
+    (folder / "one.safetensors.zip").rename(folder / "one.safetensors")
     report = tmp_path / "report"
     assert infer("--additional-files-path", folder, "--report-path", report, weights="") == 0
     assert json.loads((report / "run.json").read_text())["weights"].startswith("one.safetensors")

@@ -24,8 +24,9 @@ from brats_inpainting.diffusion.process import Schedule, predict
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import ConfigError, InpaintingError
 from brats_inpainting.infer import LPS
+from brats_inpainting.parameters import read_recipe
 from brats_inpainting.state import export_state
-from brats_inpainting.train import read_recipe, train
+from brats_inpainting.train import train
 
 from .conftest import brain, lesion
 
@@ -328,10 +329,20 @@ def test_every_recipe_that_is_shipped_can_be_read(name):
     assert read_recipe(PARAMETERS / name).max_steps > 0
 
 
-def test_a_bad_recipe_is_refused_with_the_key(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("max_stepz: 3")
-    with pytest.raises(ConfigError, match="max_stepz"):
-        read_recipe(tmp_path / "recipe.yaml")
+def test_a_bad_recipe_is_refused_with_every_key_and_line(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr: 1\nmax_stepz: 3\nunet:\n  widht: 32\nbatch_size: 0\n")
+    with pytest.raises(ConfigError) as refused:
+        read_recipe(path)
+    for said in (
+        "line 2: max_stepz: unknown key",
+        "Did you mean max_steps?",
+        "line 3: unet.widht",
+        "line 5: batch_size: 0",
+    ):
+        assert said in str(refused.value)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_recipe(tmp_path / "nowhere.yaml")
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(run):

@@ -39,7 +39,7 @@ METHODS: dict[str, Callable[[Scan], np.ndarray]] = {"mean": mean, "biharmonic": 
 
 def fill_folder(method: str, data_path: Path, output_path: Path) -> dict[str, str]:
     """Fill every case of a folder; return the cases that failed, and why."""
-    output_path.mkdir(parents=True, exist_ok=True)
+    volume.make_writable(output_path)
     failed = {}
     for case in cases.find(data_path):
         try:

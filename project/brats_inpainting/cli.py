@@ -112,6 +112,10 @@ def infer(
     report_path: ReportPath = None,
 ) -> None:
     """Fill the masked part of every case."""
+    if not any((data_path, output_path, image, mask, output)) and (
+        folders := os.environ.get("BRATS_INPAINTING_FOLDERS")
+    ):
+        data_path, output_path = map(Path, folders.split(":"))  # the container's /input and /output
     jobs = _jobs(data_path, output_path, image, mask, output)
     if output_path and report_path and report_path.resolve().is_relative_to(output_path.resolve()):
         raise ConfigError(f"{report_path}: lies in the output folder, which holds filled scans only\n  Move it.")
@@ -119,7 +123,7 @@ def infer(
 
     said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
     if parameters_file:
-        log.info("taken from %s: %s", parameters_file, said)
+        log.info("%s: %s", parameters_file, said)
     flags = {
         "sampler": sampler,
         "steps": steps,
@@ -205,7 +209,8 @@ def evaluate(
     table.columns[0].no_wrap = True
     for row in [*rows, *(scoring.summary(rows) if len(rows) > 1 else [])]:
         table.add_row(*scoring.cells(row))
-    out.print(table)
+    if rows:
+        out.print(table)
     if report_path and rows:
         out.print(f"scores.csv and pictures: {report_path}")
     _finish(failed)
@@ -239,11 +244,12 @@ def train(
     ] = False,
 ) -> None:
     """Train a network; under torchrun or accelerate launch, on several GPUs and nodes."""
+    from brats_inpainting import parameters
     from brats_inpainting.config import TrainConfig
-    from brats_inpainting.train import read_recipe
+
+    recipe = parameters.read_recipe(parameters_file) if parameters_file else TrainConfig()
     from brats_inpainting.train import train as run
 
-    recipe = read_recipe(parameters_file) if parameters_file else TrainConfig()
     out.print(f"written: {run(data_path, output_path, recipe, fold=fold, resume=resume, cache_path=cache_path)}")
 
 
@@ -344,7 +350,7 @@ def main(args: list[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     try:
-        app(_normalised(sys.argv[1:] if args is None else args))
+        app(_normalised(sys.argv[1:] if args is None else args), prog_name="brats-inpainting")
     except InpaintingError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(UNUSABLE)

@@ -12,8 +12,8 @@ import numpy as np
 from brats_inpainting import metrics
 from brats_inpainting.data import cases
 from brats_inpainting.data.cases import Case
-from brats_inpainting.data.volume import Orientation
-from brats_inpainting.errors import CaseError
+from brats_inpainting.data.volume import Orientation, make_writable
+from brats_inpainting.errors import CaseError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,12 @@ def evaluate(predictions: Path, data_path: Path, report_path: Path | None = None
         The rows, and the cases that failed with the reason.
 
     Raises:
-        ConfigError: when ``data_path`` holds no case.
+        ConfigError: when ``data_path`` holds no case, there are no predictions, or the report cannot be written.
     """
+    if not predictions.is_dir():
+        raise ConfigError(f"{predictions}: no such folder\n  Give the folder that infer wrote.")
+    if report_path:
+        make_writable(report_path)
     rows, failed = [], {}
     for case in cases.find(data_path):
         try:
@@ -81,7 +85,6 @@ def _row(case: Case, predictions: Path, report_path: Path | None) -> Row:
     if report_path:
         from brats_inpainting import report
 
-        report_path.mkdir(parents=True, exist_ok=True)
         text = f"{case.id}   SSIM {scores.ssim:.3f}   PSNR {scores.psnr:.2f}   MSE {scores.mse:.4f}"
         views = {"voided": voided_XYZ, "filled": filled_XYZ, "truth": truth_XYZ}
         report.mosaic(views, healthy_XYZ, report_path / f"{case.id}.png", title=text)

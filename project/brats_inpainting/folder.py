@@ -54,7 +54,7 @@ class Run:
         if self.inpainter.sampling.samples > 1 and not self.report_path:
             log.warning("the uncertainty map of the samples is not kept; --report-path gives it a place")
         for folder in {target.parent for target in self.jobs} | ({self.report_path} if self.report_path else set()):
-            _make_writable(folder)
+            volume.make_writable(folder)
         there = [target for target in self.jobs if target.exists()]
         if there and existing == "error":
             raise ConfigError(
@@ -185,17 +185,3 @@ def _read_record(record: Path) -> dict[str, Any]:
         return {name: dict(stored[name]) for name in ("settings", "cases")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{record}: not a record of this software\n  Remove it, or say --overwrite.") from error
-
-
-def _make_writable(folder: Path) -> None:
-    """Create a folder, prove that it can be written, and drop what a killed run left behind."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        volume.partial(folder / "probe").touch()
-        for leftover in folder.glob(volume.partial(folder / "*").name):
-            leftover.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: no folder that can be written ({error.strerror})\n"
-            "  Give another, or mount it writable; in a container, run as its owner: --user $(id -u):$(id -g)."
-        ) from error

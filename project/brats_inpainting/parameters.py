@@ -11,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 from yaml.constructor import SafeConstructor
 
-from brats_inpainting.config import DiffusionConfig, SamplingConfig, UNetConfig
+from brats_inpainting.config import Augmentation, DiffusionConfig, SamplingConfig, TrainConfig, UNetConfig
 from brats_inpainting.errors import ConfigError
 
 NETWORK = {"image_size", "num_channels", "channel_mult", "num_res_blocks", "attention_resolutions", "num_heads"}
@@ -77,7 +77,7 @@ class Parameters:
     def __str__(self) -> str:
         """List what was said, and nothing else."""
         said = {name: value for name, value in vars(self).items() if value not in (None, {})}
-        return "; ".join(f"{name} {value}" for name, value in said.items()) or "nothing"
+        return "; ".join(f"{name} {value}" for name, value in said.items()) or "it sets nothing"
 
 
 def read(path: Path) -> Parameters:
@@ -90,14 +90,37 @@ def read(path: Path) -> Parameters:
     try:
         return _translated(_File.model_validate({k: v for k, v in values.items() if k not in IGNORED}))
     except ValidationError as error:
-        problem = error.errors()[0]
-        name = str(problem["loc"][0]) if problem["loc"] else "heads"  # the one check that joins two fields
-        key = TRANSLATED.get(name, name)
+        raise _refusal(path, lines, error, {*_File.model_fields, *IGNORED}) from error
+
+
+def read_recipe(path: Path) -> TrainConfig:
+    """Read a training recipe; an empty file means the paper's.
+
+    Raises:
+        ConfigError: naming the keys and the lines that cannot be used.
+    """
+    values, lines = _load(path)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        models = (TrainConfig, UNetConfig, DiffusionConfig, Augmentation, SamplingConfig)
+        raise _refusal(path, lines, error, {name for model in models for name in model.model_fields}) from error
+
+
+def _refusal(path: Path, lines: dict[str, int], error: ValidationError, known: set[str]) -> ConfigError:
+    """Say of every value that cannot be used where it stands and why, and of an unknown key what may be meant."""
+    said = []
+    for problem in error.errors():
+        names = [part for part in problem["loc"] if isinstance(part, str)] or [
+            "heads"
+        ]  # the one check that joins two fields
+        key = TRANSLATED.get(names[0], names[0])
         why = f"{problem['input']!r}: {problem['msg']}"
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, [*_File.model_fields, *IGNORED], 1)
+            near = difflib.get_close_matches(names[-1], known, 1)
             why = f"unknown key\n  {f'Did you mean {near[0]}?' if near else 'Remove it.'}"
-        raise ConfigError(f"{path}, line {lines.get(key, 1)}: {key}: {why}") from error
+        said.append(f"{path}, line {lines.get(key, 1)}: {'.'.join([key, *names[1:]])}: {why}")
+    return ConfigError("\n".join(said))
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

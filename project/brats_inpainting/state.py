@@ -13,7 +13,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from brats_inpainting.config import TrainConfig
-from brats_inpainting.data.volume import partial, whole_or_not_at_all
+from brats_inpainting.data.volume import make_writable, whole_or_not_at_all
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import ConfigError
@@ -73,9 +73,8 @@ class State:
             ConfigError: when the folder holds a run and nothing was said about it, or the run is another one.
         """
         self.folder = folder
-        (folder / "state").mkdir(parents=True, exist_ok=True)
-        for leftover in (folder / "state").glob(partial(Path("*")).name):
-            leftover.unlink(missing_ok=True)
+        for place in (folder, folder / "state"):
+            make_writable(place)
         found = sorted((folder / "state").glob("*.pt"))
         if found and not resume:
             raise ConfigError(

@@ -14,8 +14,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from pydantic import ValidationError
 from torch import Tensor
 
 from brats_inpainting.config import TrainConfig
@@ -106,18 +104,6 @@ def train(
     accelerator.end_training()
     stop.leave()
     return state.weights_path
-
-
-def read_recipe(path: Path) -> TrainConfig:
-    """Read a training recipe from YAML.
-
-    Raises:
-        ConfigError: naming what cannot be used.
-    """
-    try:
-        return TrainConfig.model_validate(yaml.safe_load(path.read_text()) or {})
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from brats_inpainting.config import FRAME_MULTIPLE
 from brats_inpainting.data.cases import Loaded, background
-from brats_inpainting.errors import CaseError
+from brats_inpainting.errors import CaseError, ConfigError
 
 PERCENTILES = (0.1, 99.9)
 FRAME = 224  # the paper's slices, §3.1
@@ -245,6 +245,25 @@ def whole_or_not_at_all(path: Path) -> Iterator[Path]:
         partial(path).replace(path)
     finally:
         partial(path).unlink(missing_ok=True)
+
+
+def make_writable(folder: Path) -> None:
+    """Create a folder, prove that it can be written, and drop what a killed run left behind.
+
+    Raises:
+        ConfigError: when that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial(folder / "probe").touch()
+        for leftover in folder.glob(partial(folder / "*").name):
+            leftover.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: no folder that can be written ({error.strerror})\n"
+            "  Give another, or mount it writable. In a container, make it before, and run as its owner:\n"
+            "  --user $(id -u):$(id -g)."
+        ) from error
 
 
 def save(image: Nifti1Image, path: Path) -> None:

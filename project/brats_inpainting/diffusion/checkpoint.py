@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -47,17 +48,21 @@ class Weights:
 
 
 def find(folder: Path) -> Path | None:
-    """Return the one weights file in a folder, a ``.safetensors`` before a ``.pt``; ``None`` if it holds neither.
+    """Return the one weights file in a folder, a ``.safetensors`` before a ``.pt``; ``None`` if the folder is empty.
 
     Raises:
-        CheckpointError: when there is no such folder, or nobody can tell which file is meant.
+        CheckpointError: when there is no such folder, it holds other things, or nobody can tell which file is meant.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder\n  Give the folder that holds the weights file.")
     found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pt"))
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise CheckpointError(f"{folder}: holds {names}\n  Leave one of them there, or name one with --weights.")
+    others = [path for path in folder.iterdir() if not path.name.startswith((".", "README"))]
+    if len(found) > 1 or (others and not found):
+        names = ", ".join(sorted(path.name for path in found or others)[:5])
+        what = "more than one weights file" if found else "no .safetensors or .pt"
+        raise CheckpointError(f"{folder}: {what}, but {names}\n  Leave one there, or name one with --weights.")
+    if not found:
+        log.info("%s holds no weights: the bundled ones are used", folder)
     return found[0] if found else None
 
 
@@ -79,6 +84,8 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file\n  Give the path of a .safetensors or .pt file.")
+    if not os.access(path, os.R_OK):
+        raise CheckpointError(f"{path}: cannot be read (permission denied)\n  Run chmod a+r on it.")
     if path.suffix == ".safetensors":
         state, stored = _read_safetensors(path)
     else:
@@ -116,6 +123,7 @@ def save(
     stored = {"unet": unet.model_dump(), "diffusion": diffusion.model_dump(), "ema": ema, "notes": dict(notes)}
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={METADATA: json.dumps(stored, sort_keys=True)})
+    Path(path).chmod(0o644)  # safetensors writes for the owner alone; weights are meant to be mounted by others
 
 
 def sha256(path: Path) -> str:
