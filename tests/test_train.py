@@ -43,7 +43,8 @@ RECIPE = TrainConfig(
     save_every=10,
     validation=SamplingConfig(steps=1, sampler="ddim"),
 )
-PARAMETERS = Path(__file__).parents[1] / "workspace" / "parameters"
+ROOT = Path(__file__).parents[1]
+PARAMETERS = ROOT / "workspace" / "parameters"
 
 
 @pytest.fixture(scope="session")

@@ -242,6 +242,7 @@ def train(
     resume: Annotated[
         bool, _option("resume", "Go on where an earlier run stopped.", envvar="BRATS_INPAINTING_TRAIN_RESUME")
     ] = False,
+    minutes: Annotated[float | None, _option("minutes", "Stop after so long; --resume goes on.", min=0)] = None,
 ) -> None:
     """Train a network; under torchrun or accelerate launch, on several GPUs and nodes."""
     from brats_inpainting import parameters
@@ -250,7 +251,8 @@ def train(
     recipe = parameters.read_recipe(parameters_file) if parameters_file else TrainConfig()
     from brats_inpainting.train import train as run
 
-    out.print(f"written: {run(data_path, output_path, recipe, fold=fold, resume=resume, cache_path=cache_path)}")
+    weights = run(data_path, output_path, recipe, fold=fold, resume=resume, cache_path=cache_path, minutes=minutes)
+    out.print(f"written: {weights}")
 
 
 @app.command()

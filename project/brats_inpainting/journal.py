@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from brats_inpainting import report
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.progress import duration
 
@@ -47,11 +48,10 @@ class Journal:
 
     def close(self) -> None:
         """Draw the curves, if there is something to draw with."""
-        from brats_inpainting import report
-
         if self.board:
             self.board.close()
-        if rows := [json.loads(line) for line in self.path.read_text().splitlines()]:
+        if report.can_draw():
+            rows = [json.loads(line) for line in self.path.read_text().splitlines()]
             report.curves(rows, self.path.with_name("curves.png"))
 
     def _write(self, step: int, figures: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         axes.set_ylabel(name.upper(), color=colour)
     right.set(xlabel="step", title="held-out cases")
     figure.savefig(path, dpi=100)
+
+
+def can_draw() -> bool:
+    """Tell whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _figure(size: tuple[float, float], **settings: Any) -> Any:

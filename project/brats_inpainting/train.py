@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -40,6 +41,7 @@ def train(
     fold: int = 0,
     resume: bool = False,
     cache_path: Path | None = None,
+    minutes: float | None = None,
 ) -> Path:
     """Train until ``config.max_steps``.
 
@@ -51,6 +53,7 @@ def train(
         fold: whose held-out subjects validate.
         resume: go on from the last state in ``output_path``, bit for bit as if nothing had happened.
         cache_path: folder of the prepared slices; inside ``output_path`` if not given.
+        minutes: stop earlier, with the state written, when so many have passed.
 
     Returns:
         The path of weights.safetensors.
@@ -77,7 +80,7 @@ def train(
         folds.write(held, output_path / "folds.json", seed=config.seed)
         keeper = _Keeper.of(state, [case for case in files if case.subject in held[fold]], accelerator.scaler)
 
-    schedule, stop, seen = Schedule.linear(config.diffusion.steps), _Stop(), _Seen(scans)
+    schedule, stop, seen = Schedule.linear(config.diffusion.steps), _Stop(minutes), _Seen(scans)
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = dataset.batches(scans, config, epoch=state.epoch, batch=state.batch, rank=rank, world=world)
     for epoch, batch, parts in islice(stream, max(0, config.max_steps - state.step)):
@@ -216,10 +219,11 @@ class _Seen:
 
 
 class _Stop:
-    """SIGTERM and Ctrl-C end training after the step in progress, in all processes at once."""
+    """SIGTERM, Ctrl-C and the end of the time end training after the step in progress, in all processes at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, minutes: float | None) -> None:
         self.number = 0
+        self.end = time.monotonic() + 60 * minutes if minutes else float("inf")
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -227,11 +231,12 @@ class _Stop:
         self.number = number
 
     def asked(self, accelerator: Accelerator) -> bool:
-        """Tell whether any process was asked."""
+        """Tell whether any process was asked, or has no time left."""
+        over = int(time.monotonic() > self.end)
         if accelerator.num_processes > 1:
-            number = torch.tensor(self.number, device=accelerator.device)
-            self.number = int(accelerator.gather(number).max())
-        return self.number > 0
+            flags_2 = torch.tensor([[self.number, over]], device=accelerator.device)
+            self.number, over = (int(flag) for flag in accelerator.gather(flags_2).amax(dim=0))
+        return self.number + over > 0
 
     def leave(self) -> None:
         """Put the old handlers back, and exit if a signal came."""

@@ -59,7 +59,7 @@ class Validation:
         voided_XYZ = np.where(mask_XYZ, 0, truth_XYZ)
         filled_XYZ = inpainter.inpaint(voided_XYZ, mask_XYZ.astype(np.float32)).image
         scores = metrics.score(filled_XYZ, truth_XYZ, voided_XYZ, mask_XYZ)._asdict()
-        if picture:
+        if picture and report.can_draw():
             picture.parent.mkdir(exist_ok=True)
             views = {"voided": voided_XYZ, "filled": filled_XYZ, "truth": truth_XYZ}
             report.mosaic(views, mask_XYZ, picture, title=f"{case.id}   SSIM {scores['ssim']:.3f}")

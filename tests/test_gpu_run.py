@@ -1,0 +1,61 @@
+"""The run on a borrowed GPU: packed, unpacked in an empty folder, trained twice; here on a CPU."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from brats_inpainting.diffusion import checkpoint
+
+from .test_train import PARAMETERS, ROOT, scans  # noqa: F401 (a fixture)
+
+# What the machine there has: PyTorch, NumPy, SciPy, safetensors, and what PyTorch brings.
+THERE = (
+    "torch",
+    "functorch",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "sympy",
+    "mpmath",
+    "filelock",
+    "fsspec",
+    "networkx",
+    "jinja2",
+)
+RUN = "import runpy, sys; sys.path.append('site'); runpy.run_path('gpu_run.py', run_name='__main__')"
+
+
+@pytest.mark.slow
+def test_the_pack_trains_with_pytorch_alone_and_goes_on(scans, tmp_path):  # noqa: F811
+    recipe = yaml.safe_load((PARAMETERS / "smoke.yaml").read_text()) | {"max_steps": 100_000}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    command = [sys.executable, ROOT / "project" / "gpu_run.py", "pack", "--data-path", scans, "--python", version]
+    command += ["--recipe", tmp_path / "recipe.yaml", "--output-file", tmp_path / "run.tar"]
+    subprocess.run(command, check=True)
+    there = tmp_path / "there"
+    with tarfile.open(tmp_path / "run.tar") as tar:
+        tar.extractall(there, filter="data")
+    (there / "site").mkdir()
+    for path in Path(torch.__file__).parents[1].iterdir():
+        if path.name.startswith(THERE):
+            (there / "site" / path.name).symlink_to(path)
+    for _ in range(2):
+        task = ("train", "--minutes", "0.05", "--output-path", "out")  # -I -S: nothing else that is installed here
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", RUN, *task], cwd=there, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+    steps = [json.loads(line)["step"] for line in (there / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert len(steps) == 2
+    assert checkpoint.load(there / "out" / "weights.safetensors").notes["step"] in steps
+    assert all(path.stat().st_size <= 15e6 for path in (there / "out").iterdir())
+    (state,) = {path.name.partition(".part")[0] for path in (there / "out").glob("*.part*")}
+    assert int(state.removesuffix(".pt")) == steps[-1]
