@@ -139,7 +139,9 @@ def _make(todo: Sequence[tuple[Files, Path]]) -> None:
                 left = (time.monotonic() - started) * (len(todo) - done) / done
                 log.info("%d of %d scans prepared, %s left", done, len(todo), duration(left))
     if failed:
-        raise CaseError("\n".join([*failed, f"{len(failed)} scans cannot be used\n  Mend them, or take them away."]))
+        raise CaseError(
+            "\n".join([*sorted(failed), f"{len(failed)} scans cannot be used\n  Mend them, or take them away."])
+        )
 
 
 def _prepare(case: Files, path: Path) -> None:
@@ -157,14 +159,14 @@ def _prepare(case: Files, path: Path) -> None:
     frame = Frame.around((image_LPS > 0) | healthy_LPS)
     if frame.size != (FRAME, FRAME):
         raise CaseError(f"{case.id}: the brain does not fit into {FRAME} × {FRAME} voxels\n  Resample it to 1 mm.")
-    far_LPS = np.full(image_LPS.shape, FAR)
+    near_LPS = np.zeros(image_LPS.shape)  # FAR less the distance, so that what the frame adds is far
     if unhealthy_LPS.any():
-        far_LPS = np.minimum(ndimage.distance_transform_edt(~unhealthy_LPS), FAR)
-    image_SHW, distance_SHW, healthy_SHW = (
-        np.moveaxis(frame.cut(part), 2, 0) for part in (np.rint(image_LPS * LEVELS), far_LPS, healthy_LPS)
+        near_LPS = FAR - np.minimum(ndimage.distance_transform_edt(~unhealthy_LPS), FAR)
+    image_SHW, near_SHW, healthy_SHW = (
+        np.moveaxis(frame.cut(part), 2, 0) for part in (np.rint(image_LPS * LEVELS), near_LPS, healthy_LPS)
     )
     packed_SHW = np.empty(image_SHW.shape, RECORD)
-    packed_SHW["image"], packed_SHW["distance"] = image_SHW, distance_SHW
+    packed_SHW["image"], packed_SHW["distance"] = image_SHW, FAR - near_SHW
     np.savez_compressed(path.with_suffix(".npz"), **Placed.of(healthy_SHW)._asdict())
     with whole_or_not_at_all(path) as hidden, hidden.open("wb") as file:  # last, for it says that the case is complete
         np.save(file, packed_SHW)
