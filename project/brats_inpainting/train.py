@@ -80,7 +80,7 @@ def train(
         folds.write(held, output_path / "folds.json", seed=config.seed)
         keeper = _Keeper.of(state, [case for case in files if case.subject in held[fold]], accelerator.scaler)
 
-    schedule, stop, seen = Schedule.linear(config.diffusion.steps), _Stop(minutes), _Seen(scans)
+    schedule, stop, seen = Schedule.linear(config.diffusion.steps), _Stop(minutes), _Seen(scans, config)
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = dataset.batches(scans, config, epoch=state.epoch, batch=state.batch, rank=rank, world=world)
     for epoch, batch, parts in islice(stream, max(0, config.max_steps - state.step)):
@@ -191,6 +191,7 @@ class _Seen:
     """What went through the network since the last report; looked at rarely, so that a GPU is not kept waiting."""
 
     scans: list[Scan]
+    config: TrainConfig
     rows: list[Tensor] = field(default_factory=list)
 
     def add(self, item: Item, losses: Losses) -> None:
@@ -213,7 +214,7 @@ class _Seen:
                 f"the loss is not finite at or before step {step}: {', '.join(sorted(where)[:8])}\n"
                 "  The last state is from before. Look at those slices; lower lr, set clip, or take bf16 for fp16."
             )
-        quarter = (4 * t / (t.max() + 1)).long().clamp(max=3)
+        quarter = (4 * t / self.config.diffusion.steps).long()
         by_quarter = {f"mse_q{q + 1}": float(mse[quarter == q].mean()) for q in range(4) if (quarter == q).any()}
         return {"loss": float((mse + vb).mean()), "mse": float(mse.mean()), "vb": float(vb.mean())} | by_quarter
 
