@@ -45,6 +45,8 @@ def train(
 ) -> Path:
     """Train until ``config.max_steps``.
 
+    A script that calls this does so under ``if __name__ == "__main__"``: the scans are prepared in spawned processes.
+
     Args:
         data_path: the training folder of BraTS Local Synthesis: complete scans ``*-t1n.nii.gz`` with their masks.
         output_path: receives weights.safetensors (the best by validation where there is one, else the latest moving

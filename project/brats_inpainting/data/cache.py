@@ -102,9 +102,14 @@ def prepare(files: Sequence[Files], cache: Path) -> list[Scan]:
     """
     cache.mkdir(parents=True, exist_ok=True)
     paths = {case: cache / f"{case.id}-{case.key}.npy" for case in files}
-    for stale in {*cache.glob("*.npy")} - {*paths.values()}:
-        stale.with_suffix(".npz").unlink(missing_ok=True)
-        stale.unlink()
+    current = {case.id: path for case, path in paths.items()}
+    for path in cache.glob("*.npy"):
+        case_id = path.stem.rpartition("-")[0]
+        if (
+            case_id in current and path != current[case_id]
+        ):  # other cases may belong to another run that shares the cache
+            path.with_suffix(".npz").unlink(missing_ok=True)
+            path.unlink()
     todo = [(case, path) for case, path in paths.items() if not path.exists()]
     if todo:
         _announce(todo, cache)
