@@ -61,8 +61,8 @@ def pack(data_path: Path, output_file: Path, recipe: Path, python: str) -> None:
         _packages(root / "packages", python)
         scans = sorted([*data_path.glob("*-t1n.nii.gz"), *data_path.glob("*/*-t1n.nii.gz")])
         for path in scans:
-            for file in (path, path.with_name(path.name.replace("t1n", "mask-healthy"))):
-                if file.exists():
+            for kind in ("t1n", "mask-healthy", "mask-unhealthy"):
+                if (file := path.with_name(path.name.replace("t1n", kind))).exists():
                     _thinned(file, root / "data" / path.name.removesuffix("-t1n.nii.gz") / file.name)
         with tarfile.open(output_file, "w:xz") as tar:
             tar.add(root, ".")
@@ -93,7 +93,7 @@ def train(minutes: float, output_path: Path, work_path: Path) -> None:
     latest = max(state.glob("*.pt"))
     content = latest.read_bytes()
     for number, start in enumerate(range(0, len(content), PART)):
-        (output_path / f"{latest.name}.part{number:02d}").write_bytes(content[start : start + PART])
+        (output_path / f"{latest.name}.part{number:03d}").write_bytes(content[start : start + PART])
 
 
 def _thinned(source: Path, target: Path) -> None:

@@ -15,9 +15,9 @@ import yaml
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
+from brats_inpainting import train as training
 from brats_inpainting.config import BUNDLED_WEIGHTS, DiffusionConfig, SamplingConfig, TrainConfig, UNetConfig
 from brats_inpainting.data import cache, folds
-from brats_inpainting.data.cache import Scan
 from brats_inpainting.data.dataset import Epoch
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.process import Schedule, predict
@@ -137,14 +137,16 @@ train(Path(sys.argv[2]), Path(sys.argv[3]), recipe, cache_path=Path(sys.argv[4])
 
 def test_a_run_that_was_killed_twice_ends_as_if_nothing_had_happened(run, prepared, tmp_path):
     """Killed in the middle of writing the state of step 10, then of step 20: each time the last whole one serves."""
-    run("straight")
-    recipe = yaml.safe_dump(with_(save_every=5).model_dump(mode="json"))
+    everything = {"accumulate": 2, "precision": "bf16", "clip": 1.0, "warmup": 4, "decay": 10}
+    recipe = with_(**everything, augmentation={"flip": True, "affine": 5, "gamma": 0.2, "bias": 0.1, "noise": 0.02})
+    run("straight", recipe)
+    recipe = yaml.safe_dump(with_(recipe, save_every=5).model_dump(mode="json"))
     for step in (10, 20):
         words = (recipe, prepared[1], tmp_path / "killed", prepared[0])
         done = subprocess.run([sys.executable, "-c", KILLED.format(step=step), *map(str, words)], check=False)
         assert done.returncode == -signal.SIGKILL
         assert not (tmp_path / "killed" / "state" / f"{step:08d}.pt").exists()
-    run("killed", resume=True)
+    run("killed", TrainConfig.model_validate(yaml.safe_load(recipe)), resume=True)
     straight, killed = (state(tmp_path / name) for name in ("straight", "killed"))
     for stored in (straight, killed):
         del stored["config"]  # save_every differs, and may
@@ -162,7 +164,7 @@ def one_thread():
     AcceleratorState._reset_state(reset_partial_state=True)  # else the first precision serves for all
 
 
-TWO = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517", "-m", "brats_inpainting", "train")
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "brats_inpainting", "train")
 
 
 def test_two_processes_give_the_parameters_of_one(run, prepared, tmp_path):
@@ -222,6 +224,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_state(run, 
         run(recipe=with_(max_steps=30, lr=1e30), resume=False, name="broken")
     assert not list((tmp_path / "broken" / "state").glob("*.pt"))
     assert state(tmp_path / "run", 10)["step"] == 10
+
+
+def test_a_gradient_that_is_not_finite_is_found_before_the_state_is_saved(run, tmp_path, monkeypatch):
+    def spoil(_accelerator, network, _config):
+        for parameter in network.parameters():
+            parameter.grad.fill_(float("nan"))
+
+    monkeypatch.setattr(training, "_clip", spoil)
+    with pytest.raises(InpaintingError, match="the network is not finite at step 1"):
+        run(recipe=with_(save_every=1))
+    assert not list((tmp_path / "run").glob("**/*.pt"))
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
 def test_sigterm_writes_the_state_and_says_so_by_the_exit_code(prepared, tmp_path):
@@ -303,11 +317,11 @@ def test_one_slice_is_learned_by_heart(prepared, tmp_path):
         with torch.no_grad():
             out = network(torch.cat([b, mask, x_t], dim=1), t)
         eps = predict(out, x_t, t, schedule, recipe.diffusion, clamped=False).eps
-        return float(((eps - noise).square() * mask).sum() / mask.sum())
+        return ((eps - noise).square() * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
 
     before = error(fresh(recipe))
     weights = checkpoint.load(train(scans, tmp_path / "run", recipe, cache_path=cached))
-    assert error(weights.network) < 0.01 * before
+    assert (error(weights.network) / before).max() < 0.01  # at every one of twenty timesteps
 
 
 def test_the_papers_recipe_is_the_default_and_builds_its_network():
@@ -319,7 +333,7 @@ def test_the_papers_recipe_is_the_default_and_builds_its_network():
 @pytest.mark.slow
 def test_the_papers_recipe_takes_real_steps_on_a_cpu(run, tmp_path):
     recipe = read_recipe(PARAMETERS / "paper.yaml")
-    changes = {"max_steps": 2, "batch_size": 1, "checkpointing": True, "held_out": 0, "report_every": 1, "keep": 1}
+    changes = {"max_steps": 2, "batch_size": 1, "checkpointing": True, "held_out": 0, "report_every": 1}
     run(recipe=with_(recipe, **changes))
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
     assert all(0 < line["loss"] < 10 for line in lines(tmp_path / "run"))  # 1 for the noise, little for the bound
@@ -346,6 +360,28 @@ def test_a_bad_recipe_is_refused_with_every_key_and_line(tmp_path):
         read_recipe(tmp_path / "nowhere.yaml")
 
 
+def test_windows_that_do_not_fit_are_refused():
+    for changes in ({"diffusion": {"window": 240}}, {"unet": {"multipliers": (1,) * 7}, "diffusion": {"window": 48}}):
+        with pytest.raises(ValueError, match="windows of"):
+            TrainConfig.model_validate(changes)
+
+
+def test_scans_without_masks_are_refused_for_masks_from_files(tmp_path):
+    nib.save(nib.Nifti1Image(brain((40, 40, 6)), LPS), tmp_path / "A-t1n.nii.gz")
+    with pytest.raises(ConfigError, match="masks: synthetic"):
+        train(tmp_path, tmp_path / "run", RECIPE)
+
+
+def test_a_damaged_last_state_and_a_torn_line_do_not_hinder_a_resumption(run, tmp_path, caplog):
+    run()
+    (tmp_path / "run" / "state" / "00000020.pt").write_bytes(b"damaged")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2')
+    run(resume=True)
+    assert "damaged; the one before is taken" in caplog.text
+    assert [line["step"] for line in lines(tmp_path / "run")] == [10, 20]
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(run):
     with pytest.raises(ConfigError, match="cannot be shared evenly"):
         run(recipe=with_(batch_size=4, accumulate=3))
@@ -369,7 +405,3 @@ def test_the_papers_folds_hold_out_ten_of_1251_subjects_each():
     assert not {*first} & {*second}
     assert folds.split(files, held_out=10, seed=0) == [first, second]
     assert folds.split(files, held_out=10, seed=1) != [first, second]
-
-
-def test_a_scan_is_what_the_cache_gives(prepared):
-    assert isinstance(cache.prepare(cache.find(prepared[1]), prepared[0])[0], Scan)

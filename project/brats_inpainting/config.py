@@ -160,7 +160,14 @@ class TrainConfig(Settings):
 
     report_every: PositiveInt = 100
     save_every: PositiveInt = 5000
-    keep: PositiveInt = 2
+    keep: int = Field(default=2, ge=2)
     validate_every: PositiveInt = 10_000
     validation_cases: int = Field(default=3, ge=0)
     validation: SamplingConfig = SamplingConfig(steps=20)
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        window, stride = self.diffusion.window, self.unet.stride
+        if window > 224 or window % stride:
+            raise ValueError(f"windows of {window} pixels: more than 224, or no multiple of the network's {stride}")
+        return self

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from brats_inpainting import report
 from brats_inpainting.config import TrainConfig
+from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.progress import duration
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,9 @@ class Journal:
     def __init__(self, folder: Path, after: int) -> None:
         """Go on after a step: what an interrupted run noted beyond it is dropped."""
         self.path = folder / "metrics.jsonl"
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        self.path.write_text("".join(line for line in lines if json.loads(line)["step"] <= after))
+        kept = [row for row in self._rows() if row["step"] <= after]
+        with whole_or_not_at_all(self.path) as hidden:
+            hidden.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self.first, self.started = after, time.monotonic()
         self.board = _tensorboard(folder)
 
@@ -51,8 +53,12 @@ class Journal:
         if self.board:
             self.board.close()
         if report.can_draw():
-            rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-            report.curves(rows, self.path.with_name("curves.png"))
+            report.curves(self._rows(), self.path.with_name("curves.png"))
+
+    def _rows(self) -> list[dict[str, float]]:
+        """Read the journal; a last line that a killed run left half written is dropped."""
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
 
     def _write(self, step: int, figures: dict[str, float]) -> None:
         with self.path.open("a") as file:

@@ -16,11 +16,11 @@ from brats_inpainting.config import TrainConfig
 from brats_inpainting.data.volume import make_writable, whole_or_not_at_all
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
-from brats_inpainting.errors import ConfigError
+from brats_inpainting.errors import ConfigError, InpaintingError
 
 log = logging.getLogger(__name__)
 
-# What may differ between a run and its resumption: it does not touch the numbers that training goes through.
+# What may differ between a run and its resumption; only max_steps touches the numbers, where the learning rate falls.
 FREE = {
     "max_steps",
     "workers",
@@ -75,14 +75,21 @@ class State:
         self.folder = folder
         for place in (folder, folder / "state"):
             make_writable(place)
-        found = sorted((folder / "state").glob("*.pt"))
+        found = sorted((folder / "state").glob("*.pt"), reverse=True)
         if found and not resume:
             raise ConfigError(
                 f"{folder}: holds a training run\n  Say --resume to go on with it, or give another folder."
             )
+        for path in found:
+            try:
+                self.stored = torch.load(path, map_location="cpu", weights_only=True)
+                break
+            except Exception:  # noqa: BLE001 (damaged bytes can make torch's reader raise anything)
+                log.warning("%s: damaged; the one before is taken", path)
+        if found and not self.stored:
+            raise ConfigError(f"{folder}: no state there can be read\n  Begin anew in another folder.")
         if found:
-            self.stored = torch.load(found[-1], map_location="cpu", weights_only=True)
-            self._check(found[-1])
+            self._check(folder)
 
     def resume(self, device: torch.device, scaler: Any) -> None:
         """Follow the network to its device, and become the state that ``open`` found, if any."""
@@ -106,6 +113,18 @@ class State:
         for average in self.averages:
             average.update_parameters(self.network)
         self.step, self.epoch, self.batch = self.step + 1, epoch, batch
+
+    def check(self) -> None:
+        """Refuse a network that is no longer made of numbers, before it is saved.
+
+        Raises:
+            InpaintingError: when a parameter is not finite.
+        """
+        if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
+            raise InpaintingError(
+                f"the network is not finite at step {self.step}\n"
+                "  The last state is from before. Lower lr, set clip, or take bf16 for fp16."
+            )
 
     def save(self, scaler: Any) -> None:
         """Write the state whole or not at all, and keep the last few."""

@@ -9,6 +9,7 @@ import logging
 import signal
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
+
+
+PATIENCE = timedelta(hours=12)  # that other processes have while the main one prepares or validates
 
 
 def train(
@@ -69,8 +73,9 @@ def train(
     files = cache.find(data_path)
     held = folds.split(files, held_out=config.held_out, seed=config.seed)
     state = State.start(config, fold=fold, data=cache.data_hash(files))
-    state.open(output_path, resume=resume)
+    stop = _Stop(minutes)
     with accelerator.main_process_first():
+        state.open(output_path, resume=resume)
         kept = [case for case in files if case.subject not in held[fold]]
         scans = cache.prepare(kept, cache_path or output_path / "cache")
     network, optimiser = accelerator.prepare(
@@ -82,9 +87,11 @@ def train(
         folds.write(held, output_path / "folds.json", seed=config.seed)
         keeper = _Keeper.of(state, [case for case in files if case.subject in held[fold]], accelerator.scaler)
 
-    schedule, stop, seen = Schedule.linear(config.diffusion.steps), _Stop(minutes), _Seen(scans, config)
+    schedule, seen = Schedule.linear(config.diffusion.steps), _Seen(scans, config)
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = dataset.batches(scans, config, epoch=state.epoch, batch=state.batch, rank=rank, world=world)
+    stop.listen()
+    log.info("training on %s, %d process(es), %d scans", accelerator.device, world, len(scans))
     for epoch, batch, parts in islice(stream, max(0, config.max_steps - state.step)):
         _set_rate(optimiser, _learning_rate(config, state.step))
         for part in parts:
@@ -99,7 +106,8 @@ def train(
         state.advance(epoch, batch)
         last = stop.asked(accelerator) or state.step == config.max_steps
         if last or _due(state.step, config):
-            figures = seen.figures(accelerator, state.step)  # before anything is saved: a bad loss ends the run here
+            figures = seen.figures(accelerator, state.step)  # before anything is saved: nonsense ends the run here
+            state.check()
             if keeper:
                 keeper.keep(figures, last=last)
         if last:
@@ -113,13 +121,14 @@ def train(
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         raise ConfigError("training needs accelerate\n  pip install 'brats-inpainting[train]'") from error
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.precision.replace("fp32", "no"),
         gradient_accumulation_steps=config.accumulate,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if config.batch_size % (accelerator.num_processes * config.accumulate):
         shares = f"{accelerator.num_processes} processes in {config.accumulate} parts"
@@ -226,7 +235,11 @@ class _Stop:
 
     def __init__(self, minutes: float | None) -> None:
         self.number = 0
-        self.end = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self.end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+        self.before: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """From now on, hear signals; before, they end the process at once."""
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -31,6 +32,10 @@ def scans(tmp_path):
         for name, volume in volumes.items():
             nib.save(nib.Nifti1Image(volume, LPS), case / f"{case.name}-{name}.nii.gz")
     return folder
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def times(folder):
@@ -91,6 +96,14 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(scans, t
     with pytest.raises(ConfigError, match=r"take 0.0 GB, and 0.0 GB are free"):
         cache.prepare(cache.find(scans), tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_no_file_stays_open(scans, tmp_path):
+    """A thousand scans would go beyond what a process may hold open."""
+    prepared = cache.prepare(cache.find(scans), tmp_path / "cache")
+    before = open_files()
+    assert [scan.image_SHW.max() for scan in prepared * 3] == [LEVELS] * 6
+    assert open_files() == before
 
 
 def test_every_scan_that_cannot_be_used_is_named(scans, tmp_path):

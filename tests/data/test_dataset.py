@@ -1,6 +1,6 @@
 """Training slices: what they hold, what decides them, and that processes share one stream."""
 
-from itertools import islice
+from itertools import combinations, islice
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from brats_inpainting.config import Augmentation, DiffusionConfig, TrainConfig
 from brats_inpainting.data import dataset, masks
-from brats_inpainting.data.cache import LEVELS, Scan
+from brats_inpainting.data.cache import LEVELS, RECORD, Scan
 from brats_inpainting.data.dataset import Epoch, augmented, batches
 
 from ..conftest import ball, brain
@@ -17,20 +17,18 @@ SHAPE = (64, 72, 72)  # S × H × W
 RECIPE = TrainConfig(diffusion=DiffusionConfig(window=32), batch_size=4, seed=3)
 
 
-def scan(seed):
-    image = brain(SHAPE, seed)
+def scan(folder, seed):
+    records = np.zeros(SHAPE, RECORD)
+    records["image"], records["distance"] = brain(SHAPE, seed) / 1000 * LEVELS, 255
+    np.save(folder / f"{seed}.npy", records)
     healthy = ball(SHAPE, (0.5, 0.45, 0.5), 0.1)
-    return Scan(
-        f"case-{seed}",
-        (image / 1000 * LEVELS).astype(np.uint16),
-        np.full(SHAPE, 255, np.uint8),
-        masks.Placed.of(healthy),
-    )
+    return Scan(f"case-{seed}", folder / f"{seed}.npy", masks.Placed.of(healthy))
 
 
 @pytest.fixture(scope="module")
-def scans():
-    return [scan(0), scan(1)]
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    return [scan(folder, 0), scan(folder, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +120,9 @@ def test_a_limit_repeats_the_same_slices_for_ever_with_other_noise(scans):
     (_, _, (first,)), (_, _, (second,)) = stream(scans, config, count=2)
     assert {*places([first, second])} == {places([first])[0]}
     assert torch.equal(first.mask_1hw.amax(), second.mask_1hw.amax())
-    assert not torch.equal(first.noise_1hw[0], first.noise_1hw[1])
+    noises = [first.noise_1hw[0], first.noise_1hw[1], second.noise_1hw[0]]
+    assert not any(torch.equal(a, b) for a, b in combinations(noises, 2))
+    assert not torch.equal(first.t, second.t)
 
 
 @pytest.mark.parametrize("how", [{"gamma": 0.3}, {"bias": 0.2}, {"noise": 0.1}, {"flip": True}, {"affine": 10}, {}])

@@ -17,7 +17,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -57,17 +56,26 @@ class Files:
         given = [
             (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (self.t1n, self.healthy, self.unhealthy) if p
         ]
-        return hashlib.sha256(repr((given, PERCENTILES, FRAME, LEVELS)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((given, PERCENTILES, FRAME, LEVELS, RECORD.descr)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A prepared case: the image in [0, LEVELS] and the distance to the tumour's mask, mapped; the healthy mask."""
+    """A prepared case: its records on disk, mapped anew at each look so that no file stays open; its healthy mask."""
 
     id: str
-    image_SHW: np.ndarray
-    distance_SHW: np.ndarray
+    path: Path
     healthy: Placed
+
+    @property
+    def image_SHW(self) -> np.ndarray:
+        """The image in [0, LEVELS]."""
+        return np.load(self.path, mmap_mode="r")["image"]
+
+    @property
+    def distance_SHW(self) -> np.ndarray:
+        """The distance of every voxel to the tumour's mask in voxels, up to FAR."""
+        return np.load(self.path, mmap_mode="r")["distance"]
 
 
 def find(folder: Path) -> list[Files]:
@@ -78,9 +86,9 @@ def find(folder: Path) -> list[Files]:
     """
     found = []
     for path in sorted(p for pattern in ("*", "*/*") for p in folder.glob(pattern) if SCAN.fullmatch(p.name)):
-        beside = [path.with_name(re.sub(r"t1n(?=\.nii)", f"mask-{kind}", path.name)) for kind in MASKS]
+        beside = [path.with_name(re.sub(r"(?i)t1n(?=\.nii)", f"mask-{kind}", path.name)) for kind in MASKS]
         healthy, unhealthy = (mask if mask.exists() else None for mask in beside)
-        found.append(Files(path.name[: path.name.rindex("t1n") - 1], path, healthy, unhealthy))
+        found.append(Files(path.name[: path.name.lower().rindex("t1n") - 1], path, healthy, unhealthy))
     if not found:
         raise ConfigError(
             f"{folder}: no ID/ID-t1n.nii.gz found\n"
@@ -119,7 +127,7 @@ def prepare(files: Sequence[Files], cache: Path) -> list[Scan]:
 
 def _announce(todo: Sequence[tuple[Files, Path]], cache: Path) -> None:
     """Say how much will be written, and refuse to begin where it does not fit."""
-    depth = nib.load(todo[0][0].t1n).shape[2]
+    depth = cases.read(todo[0][0].t1n).shape[2]
     needed = len(todo) * depth * FRAME * FRAME * RECORD.itemsize
     free = shutil.disk_usage(cache).free
     log.info("preparing %d scans once: %.1f GB in %s, %.1f GB free", len(todo), needed / 1e9, cache, free / 1e9)
@@ -132,17 +140,21 @@ def _announce(todo: Sequence[tuple[Files, Path]], cache: Path) -> None:
 
 def _make(todo: Sequence[tuple[Files, Path]]) -> None:
     started, failed = time.monotonic(), []
-    workers = min(len(todo), os.cpu_count() or 1)
+    workers = min(len(todo), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(_prepare, case, path) for case, path in todo]
-        for done, job in enumerate(as_completed(jobs), 1):
-            if isinstance(job.exception(), CaseError):
-                failed.append(str(job.exception()))
-            else:
-                job.result()
-            if done % max(1, len(todo) // 10) == 0:
-                left = (time.monotonic() - started) * (len(todo) - done) / done
-                log.info("%d of %d scans prepared, %s left", done, len(todo), duration(left))
+        try:
+            for done, job in enumerate(as_completed(jobs), 1):
+                if isinstance(job.exception(), CaseError):
+                    failed.append(str(job.exception()))
+                else:
+                    job.result()
+                if done % max(1, len(todo) // 10) == 0:
+                    left = (time.monotonic() - started) * (len(todo) - done) / done
+                    log.info("%d of %d scans prepared, %s left", done, len(todo), duration(left))
+        except BaseException:  # Ctrl-C and SIGTERM among them: do not wait for what has not begun
+            pool.shutdown(cancel_futures=True)
+            raise
     if failed:
         raise CaseError(
             "\n".join([*sorted(failed), f"{len(failed)} scans cannot be used\n  Mend them, or take them away."])
@@ -178,10 +190,9 @@ def _prepare(case: Files, path: Path) -> None:
 
 
 def _open(case: Files, path: Path) -> Scan:
-    packed_SHW = np.load(path, mmap_mode="r")
     with np.load(path.with_suffix(".npz")) as stored:
         healthy = Placed(tuple(int(i) for i in stored["start"]), stored["voxels"])
-    return Scan(case.id, packed_SHW["image"], packed_SHW["distance"], healthy)
+    return Scan(case.id, path, healthy)
 
 
 def _mask(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,6 +6,7 @@ Shapes: S H W a scan's framed slices, h w a window of one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -20,6 +21,9 @@ from brats_inpainting.config import Augmentation, TrainConfig
 from brats_inpainting.data import masks
 from brats_inpainting.data.cache import LEVELS, Scan
 from brats_inpainting.data.masks import Placed
+from brats_inpainting.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 SHAPES = 300  # compartments in the pool of synthetic masks
 
@@ -44,15 +48,19 @@ class Epoch(Dataset[Item]):
             scans: prepared cases.
             shapes: compartments for synthetic masks.
             config: the recipe: which masks, which augmentation, the seed.
-            number: the epoch, from 0 on; with ``config.limit`` every epoch is the first few slices of epoch 0.
+            number: the epoch, from 0 on; with ``config.limit`` every epoch has the first few slices of epoch 0.
+
+        Raises:
+            ConfigError: when no scan has a mask.
         """
-        self.scans, self.config = scans, config
-        self.number = 0 if config.limit else number
-        rng = np.random.default_rng([config.seed, self.number])
+        self.scans, self.config, self.number = scans, config, number
+        rng = np.random.default_rng([config.seed, 0 if config.limit else number])
         self.masks = [self._mask(scan, shapes, np.random.default_rng(rng.integers(2**63))) for scan in scans]
         places = [(i, z) for i, mask in enumerate(self.masks) for z in mask.planes]
         self.places = [places[i] for i in rng.permutation(len(places))][: config.limit or None]
-        self.repeats = -(-config.batch_size // max(1, len(self.places)))  # an epoch holds one batch at least
+        if not self.places:
+            raise ConfigError("no scan has a mask-healthy\n  Set masks: synthetic in the recipe.")
+        self.repeats = -(-config.batch_size // len(self.places))  # an epoch holds one batch at least
 
     def __len__(self) -> int:
         """Slices in the epoch."""
@@ -82,7 +90,10 @@ class Epoch(Dataset[Item]):
             return scan.healthy
         brain_SHW, mask_SHW = scan.image_SHW > 0, np.zeros(scan.image_SHW.shape, bool)
         for _ in range(1 + (rng.random() < 0.5)):
-            mask_SHW |= masks.healthy_mask(brain_SHW, scan.distance_SHW, shapes, rng)
+            try:
+                mask_SHW |= masks.healthy_mask(brain_SHW, scan.distance_SHW, shapes, rng)
+            except ValueError:  # a tumour may leave too little room for the shapes that were drawn
+                log.debug("%s: no room for a synthetic mask in epoch %d", scan.id, self.number)
         return Placed.of(mask_SHW)
 
 

@@ -257,7 +257,7 @@ def make_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         partial(folder / "probe").touch()
         for leftover in folder.glob(partial(folder / "*").name):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # another process of the same run may be doing the same
     except OSError as error:
         raise ConfigError(
             f"{folder}: no folder that can be written ({error.strerror})\n"
