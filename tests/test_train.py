@@ -262,6 +262,15 @@ def test_a_folder_with_a_run_is_neither_overwritten_nor_continued_with_another_r
         run(recipe=with_(lr=1e-4, batch_size=2), resume=True)
 
 
+def test_minutes_end_a_run_and_it_says_that_it_is_not_finished(run, caplog):
+    caplog.set_level("INFO")
+    run(recipe=with_(max_steps=100_000), minutes=0.01)
+    assert "to go with --resume" in caplog.messages[-1]
+    caplog.clear()
+    run("short", recipe=with_(max_steps=2))
+    assert caplog.messages[-1] == "step 2: finished"
+
+
 def test_only_the_last_states_are_kept(run, tmp_path):
     run(recipe=with_(save_every=4, keep=2))
     assert sorted(path.stem for path in (tmp_path / "run" / "state").iterdir()) == ["00000016", "00000020"]
@@ -281,7 +290,7 @@ def test_held_out_cases_are_filled_scored_drawn_and_never_trained_on(run, tmp_pa
     ]
 
 
-def test_a_state_is_exported_for_us_and_for_guided_diffusion(run, tmp_path):
+def test_a_state_is_exported_for_us_and_for_guided_diffusion(run, tmp_path, caplog):
     run()
     stored = state(tmp_path / "run")
     written = export_state(tmp_path / "run" / "state" / "00000020.pt", tmp_path / "export")
@@ -296,6 +305,8 @@ def test_a_state_is_exported_for_us_and_for_guided_diffusion(run, tmp_path):
     averaged = {name.removeprefix("module."): t for name, t in stored["averages"][1].items() if name != "n_averaged"}
     assert_equal(dict(loaded[3].network.state_dict()), averaged)
     assert [weights.ema for weights in loaded] == [True, False, True, True]
+    assert "has no room for" in caplog.text  # x_0 prediction, [−1, 1], windows
+    assert export_state(tmp_path / "run", tmp_path / "again")[0].name == "weights-000020.safetensors"
     with pytest.raises(ConfigError, match="not a state"):
         export_state(written[1], tmp_path / "export")
 

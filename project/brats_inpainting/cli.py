@@ -242,7 +242,10 @@ def train(
     resume: Annotated[
         bool, _option("resume", "Go on where an earlier run stopped.", envvar="BRATS_INPAINTING_TRAIN_RESUME")
     ] = False,
-    minutes: Annotated[float | None, _option("minutes", "Stop after so long; --resume goes on.", min=0)] = None,
+    minutes: Annotated[
+        float | None,
+        _option("minutes", "End after so long, preparation included, and the step under way; --resume goes on.", min=0),
+    ] = None,
 ) -> None:
     """Train a network; under torchrun or accelerate launch, on several GPUs and nodes."""
     from brats_inpainting import parameters
@@ -257,7 +260,7 @@ def train(
 
 @app.command()
 def export(
-    state: Annotated[Path, _option("state", "A file of a training run's state folder.")],
+    state: Annotated[Path, _option("state", "A training run's folder, or a file of its state folder.")],
     output_path: OutputPath,
 ) -> None:
     """Write a training state as weights: our .safetensors, and guided-diffusion's .pt files."""

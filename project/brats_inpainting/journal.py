@@ -25,7 +25,7 @@ class Journal:
         kept = [row for row in self._rows() if row["step"] <= after]
         with whole_or_not_at_all(self.path) as hidden:
             hidden.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.first, self.started = after, time.monotonic()
+        self.step, self.time = after, time.monotonic()
         self.board = _tensorboard(folder)
 
     @classmethod
@@ -35,7 +35,8 @@ class Journal:
 
     def figures(self, step: int, figures: dict[str, float], *, lr: float, config: TrainConfig) -> None:
         """Note the losses, and say how fast it goes and how long it will still take."""
-        rate = (step - self.first) / (time.monotonic() - self.started)  # steps a second
+        now = time.monotonic()
+        rate, self.step, self.time = (step - self.step) / (now - self.time), step, now  # steps a second, lately
         speed, left = rate * config.batch_size, duration((config.max_steps - step) / rate)
         self._write(step, figures | {"lr": lr, "slices_per_s": round(speed, 2)})
         log.info(

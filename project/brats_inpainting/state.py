@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from brats_inpainting.config import TrainConfig
+from brats_inpainting.config import DiffusionConfig, TrainConfig
 from brats_inpainting.data.volume import make_writable, whole_or_not_at_all
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
@@ -149,6 +149,7 @@ class State:
         if score > self.best:
             self.best = score
             self._write_weights()
+            log.info("step %d scores best so far: %s", self.step, self.weights_path)
 
     def _write_weights(self) -> None:
         with whole_or_not_at_all(self.weights_path) as hidden:
@@ -174,13 +175,14 @@ def export_state(path: Path, folder: Path) -> list[Path]:
     """Write what a state holds for others: ours, and guided-diffusion's own files.
 
     Args:
-        path: a file of a run's ``state`` folder.
+        path: a file of a run's ``state`` folder, or the run's own folder for the newest.
         folder: receives ``weights-{step}.safetensors``, and in float32 ``savedmodel{step}.pt`` and, for every moving
             average, ``emasavedmodel_{rate}_{step}.pt``.
 
     Raises:
         ConfigError: when the file is no state of a training run.
     """
+    path = max((path / "state").glob("*.pt"), default=path)
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         config, step = TrainConfig.model_validate_json(stored["config"]), int(stored["step"])
@@ -189,7 +191,9 @@ def export_state(path: Path, folder: Path) -> list[Path]:
     averages = [
         {k.removeprefix("module."): v for k, v in kept.items() if k != "n_averaged"} for kept in stored["averages"]
     ]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder)
+    if config.diffusion != DiffusionConfig():
+        log.warning("a .pt has no room for %s: infer needs the .safetensors", config.diffusion)
     ours = folder / f"weights-{step:06d}.safetensors"
     export(averages[0], config, step, ours)
     written = {folder / f"savedmodel{step:06d}.pt": stored["network"]}

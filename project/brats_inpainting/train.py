@@ -115,7 +115,7 @@ def train(
     if keeper:
         keeper.journal.close()
     accelerator.end_training()
-    stop.leave()
+    stop.leave(state)
     return state.weights_path
 
 
@@ -254,8 +254,10 @@ class _Stop:
             self.number, over = (int(flag) for flag in accelerator.gather(flags_2).amax(dim=0))
         return self.number + over > 0
 
-    def leave(self) -> None:
-        """Put the old handlers back, and exit if a signal came."""
+    def leave(self, state: State) -> None:
+        """Put the old handlers back, say whether the run is at its end, and exit if a signal came."""
+        left = state.config.max_steps - state.step
+        log.info("step %d: %s", state.step, f"stopped, {left} to go with --resume" if left > 0 else "finished")
         for number, handler in self.before.items():
             signal.signal(number, handler)
         if self.number:

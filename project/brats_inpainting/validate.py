@@ -33,8 +33,8 @@ class Validation:
     def of(cls, files: Sequence[Files], config: TrainConfig) -> Validation | None:
         """Take the first few held-out cases that have a healthy mask; ``None`` where there are none."""
         usable = [case for case in files if case.healthy][: config.validation_cases]
-        if not usable:
-            log.info("no validation: no held-out case with a mask-healthy")
+        names = ", ".join(case.id for case in usable)
+        log.info("validating on %s", names or "nothing: no held-out case with a mask-healthy")
         return cls(usable) if usable else None
 
     def run(self, state: State, folder: Path) -> dict[str, float]:

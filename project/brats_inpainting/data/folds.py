@@ -29,7 +29,7 @@ def split(files: Sequence[Files], *, held_out: int, seed: int) -> list[list[str]
     subjects = sorted({case.subject for case in files})
     if FOLDS * held_out >= len(subjects) and held_out:
         raise ConfigError(
-            f"{len(subjects)} subjects: too few to hold {held_out} out of each of {FOLDS} folds\n"
+            f"{len(subjects)} subject(s): too few to hold {held_out} out of either fold and train on others\n"
             "  Set held_out in the recipe to fewer, or to 0 for no validation."
         )
     drawn = np.random.default_rng(seed).permutation(subjects)
