@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 
 from brats_inpainting import train as training
@@ -113,6 +114,8 @@ def test_training_learns_and_its_weights_load(run, tmp_path):
     losses = [line["loss"] for line in lines(tmp_path / "run")]
     assert losses[-1] < 0.8 * losses[0]  # the last twenty steps against the first
     assert (tmp_path / "run" / "curves.png").exists()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [line["step"] for line in lines(tmp_path / "run")]
     assert {"mse_q1", "mse_q4", "slices_per_s", "lr"} <= lines(tmp_path / "run")[0].keys()
 
 
@@ -238,7 +241,8 @@ def test_a_gradient_that_is_not_finite_is_found_before_the_state_is_saved(run, t
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
-def test_sigterm_writes_the_state_and_says_so_by_the_exit_code(prepared, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_the_state_and_shows_in_the_exit_code(number, prepared, tmp_path):
     recipe = with_(max_steps=100_000, report_every=1)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     paths = ("--data-path", prepared[1], "--output-path", tmp_path / "run", "--cache-path", prepared[0])
@@ -246,9 +250,9 @@ def test_sigterm_writes_the_state_and_says_so_by_the_exit_code(prepared, tmp_pat
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True) as process:
         while "step 2 of" not in process.stderr.readline():
             assert process.poll() is None
-        process.terminate()
+        process.send_signal(number)
         process.stderr.read()
-        assert process.wait() == 128 + signal.SIGTERM
+        assert process.wait() == 128 + number
     (saved,) = (tmp_path / "run" / "state").iterdir()
     assert torch.load(saved, weights_only=True)["step"] == int(saved.stem) >= 2
     assert (tmp_path / "run" / "weights.safetensors").exists()

@@ -14,11 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from brats_inpainting.config import TrainConfig
-from brats_inpainting.data import cache, dataset
-from brats_inpainting.data.dataset import Item
+from brats_inpainting.data import cache, dataset, masks
+from brats_inpainting.data.dataset import Epoch, Item
 from brats_inpainting.diffusion.process import Schedule
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.parameters import read_recipe
@@ -119,6 +120,12 @@ def loader(recipe, folder):
         per_scan = f"{prepared / len(files):.2f} s and {size / len(files) / 1e6:.0f} MB a scan"
         whole = f"{prepared / len(files) * SUBJECTS / 60:.0f} min and {size / len(files) * SUBJECTS / 1e9:.0f} GB"
         print(f"  preparing {len(files)} scans: {per_scan}; {whole} for {SUBJECTS}")
+        shapes = masks.compartments(np.random.default_rng(0), dataset.SHAPES)
+        started = time.perf_counter()
+        slices = len(Epoch(scans, shapes, recipe, 0))
+        drawn = (time.perf_counter() - started) / len(files)
+        whole = f"{slices / len(files) * SUBJECTS:,.0f} slices and {drawn * SUBJECTS / 60:.1f} min for {SUBJECTS}"
+        print(f"  an epoch: {slices:,} slices, masks drawn in {drawn:.2f} s a scan; {whole}")
         stream = dataset.batches(scans, recipe, epoch=0, batch=0)
         next(stream)
         started, count = time.perf_counter(), 0
