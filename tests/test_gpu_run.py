@@ -33,7 +33,9 @@ RUN = "import runpy, sys; sys.path.append('site'); runpy.run_path('gpu_run.py', 
 
 @pytest.mark.slow
 def test_the_pack_trains_with_pytorch_alone_and_goes_on(scans, tmp_path):  # noqa: F811
-    recipe = yaml.safe_load((PARAMETERS / "smoke.yaml").read_text()) | {"max_steps": 100_000}
+    recipe = yaml.safe_load((PARAMETERS / "smoke.yaml").read_text()) | dict.fromkeys(
+        ("max_steps", "report_every", "save_every", "validate_every"), 1_000_000
+    )
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     command = [sys.executable, ROOT / "project" / "gpu_run.py", "pack", "--data-path", scans, "--python", version]
