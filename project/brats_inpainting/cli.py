@@ -349,8 +349,8 @@ def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
 
 def main(args: list[str] | None = None) -> None:
     """Run the app; turn every outcome into its exit code and a message that says what to do."""
-    # Threads that wait spinning starve each other on a busy machine: 1000 spins make a fill there 13 times faster, and
-    # one on an idle machine 5 % slower (docs/benchmarks.md).
+    # Threads that wait spinning starve each other on a busy machine: 1000 spins make a fill there 10 times faster, and
+    # one on an idle machine 7 % slower (docs/benchmarks.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
