@@ -9,7 +9,8 @@ IMAGE ?= brats-inpainting:$(VERSION)
 
 # The build of torch in the image: empty for pip's default (CUDA), cpu, cu126 …
 TORCH ?=
-TORCH_PIN = $(shell grep ^torch== requirements.txt)$(TORCH:%=+%)
+TORCH_RELEASE := $(shell grep ^torch== requirements.txt)
+TORCH_PIN = $(TORCH_RELEASE)$(TORCH:%=+%)
 TORCH_INDEX = $(TORCH:%=https://download.pytorch.org/whl/%)
 WHEELHOUSE ?= wheelhouse/$(or $(TORCH),cuda)
 PORT ?= 8765
@@ -80,8 +81,8 @@ submission:  ## dist/submission.tar.gz: mlcube.yaml, parameters.yaml, additional
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	command -v nvidia-smi >/dev/null \
-		|| $(BIN)/pip install --quiet "$(shell grep ^torch== requirements.txt)+cpu" 2>/dev/null \
-		|| $(BIN)/pip install --quiet "$(shell grep ^torch== requirements.txt)+cpu" --index-url https://download.pytorch.org/whl/cpu \
+		|| $(BIN)/pip install --quiet "$(TORCH_RELEASE)+cpu" 2>/dev/null \
+		|| $(BIN)/pip install --quiet "$(TORCH_RELEASE)+cpu" --index-url https://download.pytorch.org/whl/cpu \
 		|| echo "No CPU build of torch found; taking the default build."
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --editable .

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from brats_inpainting.errors import ConfigError
 
+FRAME = 224  # side of the paper's slices, §3.1
 FRAME_MULTIPLE = 32  # sides of enlarged frames and windows are multiples of this: five halvings come out even
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "small-1.safetensors"
 
@@ -58,7 +59,7 @@ class DiffusionConfig(Settings):
     prediction: Literal["eps", "v", "x0"] = "eps"
     image_range: tuple[float, float] = (0.0, 1.0)
     clamp: tuple[float, float] = (-1.0, 1.0)
-    window: PositiveInt = Field(default=224, multiple_of=16)
+    window: PositiveInt = Field(default=FRAME, multiple_of=16)
 
 
 class SamplingConfig(Settings):
@@ -168,6 +169,6 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
         window, stride = self.diffusion.window, self.unet.stride
-        if window > 224 or window % stride:
-            raise ValueError(f"windows of {window} pixels: more than 224, or no multiple of the network's {stride}")
+        if window > FRAME or window % stride:
+            raise ValueError(f"windows of {window} pixels: more than {FRAME}, or no multiple of the network's {stride}")
         return self

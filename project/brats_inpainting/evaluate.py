@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from brats_inpainting import metrics
-from brats_inpainting.data import cases
+from brats_inpainting.data import cases, volume
 from brats_inpainting.data.cases import Case
-from brats_inpainting.data.volume import Orientation, make_writable
 from brats_inpainting.errors import CaseError, ConfigError
 
 
@@ -48,7 +47,7 @@ def evaluate(predictions: Path, data_path: Path, report_path: Path | None = None
     if not predictions.is_dir():
         raise ConfigError(f"{predictions}: no such folder\n  Give the folder that infer wrote.")
     if report_path:
-        make_writable(report_path)
+        volume.make_writable(report_path)
     rows, failed = [], {}
     for case in cases.find(data_path):
         try:
@@ -77,10 +76,10 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def _row(case: Case, predictions: Path, report_path: Path | None) -> Row:
-    voided_XYZ, mask_XYZ = _volume(case.image), _volume(case.mask) > 0.5
-    truth_XYZ = _volume(case.image.with_name(case.image.name.replace("-voided", "").replace("_voided", "")))
-    healthy_XYZ = _volume(case.mask.with_name(case.mask.name.replace("mask.nii", "mask-healthy.nii"))) > 0.5
-    filled_XYZ = _volume(predictions / cases.output_name(case.id))
+    voided_XYZ, mask_XYZ = volume.read(case.image), volume.read(case.mask) > 0.5
+    truth_XYZ = volume.read(case.image.with_name(case.image.name.replace("-voided", "").replace("_voided", "")))
+    healthy_XYZ = volume.read(case.mask.with_name(case.mask.name.replace("mask.nii", "mask-healthy.nii"))) > 0.5
+    filled_XYZ = volume.read(predictions / cases.output_name(case.id))
     scores = metrics.score(filled_XYZ, truth_XYZ, voided_XYZ, healthy_XYZ)
     if report_path:
         from brats_inpainting import report
@@ -91,9 +90,3 @@ def _row(case: Case, predictions: Path, report_path: Path | None) -> Row:
     changed_XYZ = filled_XYZ != voided_XYZ
     inside, outside = (int(np.count_nonzero(changed_XYZ & region)) for region in (mask_XYZ, ~mask_XYZ))
     return Row(case.id, scores.ssim, scores.psnr, scores.mse, inside, outside)
-
-
-def _volume(path: Path) -> np.ndarray:
-    """Read a volume in LPS, float32; every scored case needs its prediction, t1n and mask-healthy."""
-    image = cases.read(path)
-    return Orientation.of(image.affine).apply(cases.values(image))

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from brats_inpainting import report
 from brats_inpainting.config import TrainConfig
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class Journal:
     """Figures of a run by step, in ``metrics.jsonl`` and, where it is installed, TensorBoard."""
 
-    def __init__(self, folder: Path, after: int) -> None:
+    def __init__(self, folder: Path, *, after: int) -> None:
         """Go on after a step: what an interrupted run noted beyond it is dropped."""
         self.path = folder / "metrics.jsonl"
         kept = [row for row in self._rows() if row["step"] <= after]
@@ -27,11 +27,6 @@ class Journal:
             hidden.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self.step, self.time = after, time.monotonic()
         self.board = _tensorboard(folder)
-
-    @classmethod
-    def open(cls, folder: Path, *, after: int) -> Self:
-        """Open the journal of a run in ``folder`` that stands at step ``after``."""
-        return cls(folder, after)
 
     def figures(self, step: int, figures: dict[str, float], *, lr: float, config: TrainConfig) -> None:
         """Note the losses, and say how fast it goes and how long it will still take."""

@@ -185,7 +185,7 @@ class _Keeper:
     @classmethod
     def of(cls, state: State, held: list[Files], scaler: Any) -> _Keeper:
         """Open the journal where the state stands, and choose among the held-out cases."""
-        return cls(state, scaler, Journal.open(state.folder, after=state.step), Validation.of(held, state.config))
+        return cls(state, scaler, Journal(state.folder, after=state.step), Validation.of(held, state.config))
 
     def keep(self, figures: dict[str, float], *, last: bool) -> None:
         """Do what is due after this step."""

@@ -12,9 +12,8 @@ import numpy as np
 
 from brats_inpainting import metrics, report
 from brats_inpainting.config import TrainConfig
-from brats_inpainting.data import cases
+from brats_inpainting.data import volume
 from brats_inpainting.data.cache import Files
-from brats_inpainting.data.volume import Orientation
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.infer import BATCH, Inpainter
@@ -53,9 +52,9 @@ class Validation:
         return folder / "pictures" / f"{case.id}-{step:08d}.png" if case == self.files[0] else None
 
     def _score(self, case: Files, inpainter: Inpainter, picture: Path | None) -> dict[str, float]:
-        truth_XYZ = _volume(case.t1n)
+        truth_XYZ = volume.read(case.t1n)
         assert case.healthy
-        mask_XYZ = _volume(case.healthy) > 0.5
+        mask_XYZ = volume.read(case.healthy) > 0.5
         voided_XYZ = np.where(mask_XYZ, 0, truth_XYZ)
         filled_XYZ = inpainter.inpaint(voided_XYZ, mask_XYZ.astype(np.float32)).image
         scores = metrics.score(filled_XYZ, truth_XYZ, voided_XYZ, mask_XYZ)._asdict()
@@ -64,9 +63,3 @@ class Validation:
             views = {"voided": voided_XYZ, "filled": filled_XYZ, "truth": truth_XYZ}
             report.mosaic(views, mask_XYZ, picture, title=f"{case.id}   SSIM {scores['ssim']:.3f}")
         return scores
-
-
-def _volume(path: Path) -> np.ndarray:
-    """Read a volume in LPS, float32."""
-    image = cases.read(path)
-    return Orientation.of(image.affine).apply(cases.values(image))

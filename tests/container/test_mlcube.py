@@ -1,4 +1,4 @@
-"""The real mlcube against the image: describe, configure, infer, train, evaluate, with overrides and workspaces."""
+"""The real mlcube against the image: configure, infer, train, evaluate, with overrides and workspaces."""
 
 import os
 import shutil

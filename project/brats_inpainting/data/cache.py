@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from brats_inpainting.config import FRAME
 from brats_inpainting.data import cases
 from brats_inpainting.data.masks import Placed
-from brats_inpainting.data.volume import FRAME, PERCENTILES, Frame, Intensity, Orientation, whole_or_not_at_all
+from brats_inpainting.data.volume import PERCENTILES, Frame, Intensity, Orientation, whole_or_not_at_all
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.progress import duration
 

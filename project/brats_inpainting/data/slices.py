@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from brats_inpainting.config import FRAME_MULTIPLE
-from brats_inpainting.data.volume import FRAME, Scan
+from brats_inpainting.config import FRAME, FRAME_MULTIPLE
+from brats_inpainting.data.volume import Scan
 
 MAX_OPEN = 4  # cases whose slices may wait for a full batch at a time; it bounds the memory
 

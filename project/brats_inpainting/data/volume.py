@@ -18,12 +18,12 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
-from brats_inpainting.config import FRAME_MULTIPLE
+from brats_inpainting.config import FRAME, FRAME_MULTIPLE
+from brats_inpainting.data import cases
 from brats_inpainting.data.cases import Loaded, background
 from brats_inpainting.errors import CaseError, ConfigError
 
 PERCENTILES = (0.1, 99.9)
-FRAME = 224  # the paper's slices, §3.1
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,16 @@ def image_like(loaded: Loaded, volume_XYZ: np.ndarray, *, keep_dtype: bool = Fal
     image = type(template)(kept_XYZ.reshape(template.shape), template.affine, header)
     image.header.set_slope_inter(slope, inter)  # after the constructor, which forgets it
     return image
+
+
+def read(path: Path) -> np.ndarray:
+    """Read a file's scaled values in LPS, float32.
+
+    Raises:
+        CaseError: when it cannot be read.
+    """
+    image = cases.read(path)
+    return Orientation.of(image.affine).apply(cases.values(image))
 
 
 def partial(path: Path) -> Path:
