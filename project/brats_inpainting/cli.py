@@ -239,6 +239,9 @@ def train(
     cache_path: Annotated[
         Path | None, _option("cache-path", "Folder of the prepared slices. Default: in --output-path.")
     ] = None,
+    validation_path: Annotated[
+        Path | None, _option("validation-path", "Complete cases that validate, instead of held-out subjects.")
+    ] = None,
     resume: Annotated[
         bool, _option("resume", "Go on where an earlier run stopped.", envvar="BRATS_INPAINTING_TRAIN_RESUME")
     ] = False,
@@ -254,7 +257,16 @@ def train(
     recipe = parameters.read_recipe(parameters_file) if parameters_file else TrainConfig()
     from brats_inpainting.train import train as run
 
-    weights = run(data_path, output_path, recipe, fold=fold, resume=resume, cache_path=cache_path, minutes=minutes)
+    weights = run(
+        data_path,
+        output_path,
+        recipe,
+        fold=fold,
+        resume=resume,
+        cache_path=cache_path,
+        validation_path=validation_path,
+        minutes=minutes,
+    )
     out.print(f"written: {weights}")
 
 

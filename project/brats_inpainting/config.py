@@ -50,12 +50,14 @@ class UNetConfig(Settings):
 class DiffusionConfig(Settings):
     """What the network's numbers mean; stored with the weights. The defaults are the paper's (§2.1, §3.2).
 
-    ``prediction`` is what output channel 0 estimates: the noise, the velocity or the clean image. Images scaled to
-    [0, 1] are mapped to ``image_range`` before the network sees them, and x̂_0 is clamped to ``clamp`` in that range.
+    ``schedule`` names the noise levels. ``prediction`` is what output channel 0 estimates: the noise, the velocity or
+    the clean image. Images scaled to [0, 1] are mapped to ``image_range`` before the network sees them, and x̂_0 is
+    clamped to ``clamp`` in that range.
     ``window`` is the side in pixels of the slices, or of the windows around the mask, that training used.
     """
 
     steps: PositiveInt = 1000
+    schedule: Literal["linear", "cosine"] = "linear"
     prediction: Literal["eps", "v", "x0"] = "eps"
     image_range: tuple[float, float] = (0.0, 1.0)
     clamp: tuple[float, float] = (-1.0, 1.0)

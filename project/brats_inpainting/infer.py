@@ -106,7 +106,7 @@ class Inpainter:
         if self.sampling.steps > steps:
             raise ConfigError(f"{self.sampling.steps} steps asked for\n  The weights were trained with {steps}.")
         self.weights.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._schedule = Schedule.linear(steps)
+        self._schedule = Schedule.of(self.weights.diffusion)
 
     def inpaint(self, image: Any, mask: Any, *, seed: int = 0) -> Inpainting:
         """Fill one scan.

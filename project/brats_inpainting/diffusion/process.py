@@ -27,6 +27,17 @@ class Schedule:
     betas: np.ndarray
 
     @classmethod
+    def of(cls, config: DiffusionConfig) -> Schedule:
+        """Return the schedule that the configuration names."""
+        return {"linear": cls.linear, "cosine": cls.cosine}[config.schedule](config.steps)
+
+    @classmethod
+    def cosine(cls, steps: int = 1000) -> Schedule:
+        """Return the cosine schedule, β at most 0.999 (improved DDPM eq. 17)."""
+        alpha_bar = np.cos((np.linspace(0, 1, steps + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
+        return cls(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
+
+    @classmethod
     def linear(cls, steps: int = 1000) -> Schedule:
         """Return the linear schedule, β from 1e-4 to 0.02 at T = 1000, rescaled for other T (Ho et al. 2020)."""
         return cls(np.linspace(0.1 / steps, 20 / steps, steps))
