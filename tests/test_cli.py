@@ -225,7 +225,10 @@ def test_baselines_are_filled_and_evaluated(tmp_path, data):
         assert run("baseline", "--method", method, "--data-path", data, "--output-path", tmp_path / method) == 0
         places = ("--predictions", tmp_path / method, "--data-path", data, "--report-path", tmp_path / "scores")
         assert run("evaluate", *places) == 0
-    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == [*(f"{i}.png" for i in IDS), "scores.csv"]
+    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == [
+        "report.html",
+        *(f"scores.{kind}" for kind in ("csv", "json", "md", "tex")),
+    ]
     assert len((tmp_path / "scores" / "scores.csv").read_text().splitlines()) == 3
 
 

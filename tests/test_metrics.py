@@ -2,24 +2,33 @@
 
 import math
 import sys
+import warnings
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inpainting.challenge_metrics_2023 import generate_metrics
+from scipy import ndimage
 
+from brats_inpainting.data import cases, volume
+from brats_inpainting.data.example import write_example
 from brats_inpainting.errors import CaseError, ConfigError
-from brats_inpainting.metrics import Scores, score, stripe_index
+from brats_inpainting.evaluate import beside
+from brats_inpainting.metrics import boundary_contrast, score, stripe_index
 
-# inpainting.challenge_metrics_2023.generate_metrics of the package inpainting 0.0.12 (torch 2.13.0, torchmetrics 1.9.0)
-# for the volumes of `random_case`, computed once outside the project.
-OFFICIAL = Scores(
-    ssim=0.8878863442235203,
-    psnr=15.450243195038258,
-    mse=0.00770105654373765,
-    rmse=0.08775566518306732,
-    mae=0.07483818382024765,
-    msle=0.0037125139497220516,
-    psnr_01=21.134496688842773,
-)
+
+def official(prediction, truth, voided, healthy):
+    """The official package's scores of one case, by our names."""
+    volumes = [torch.tensor(np.asarray(v, np.float32))[None] for v in (prediction, truth, voided)]
+    with warnings.catch_warnings(action="ignore"):  # its own
+        return generate_metrics(*volumes, torch.tensor(healthy)[None])
+
+
+def assert_official(*case):
+    ours, theirs = score(*case)._asdict(), official(*case)
+    assert ours == pytest.approx({name: theirs[name] for name in ours}, rel=1e-6, abs=1e-6)
 
 
 def random_case():
@@ -43,7 +52,51 @@ def two_level_case(offset):
 
 
 def test_the_scores_are_those_of_the_official_package():
-    assert score(*random_case()) == pytest.approx(OFFICIAL, rel=1e-6)  # its float32 accumulators
+    assert_official(*random_case())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(*[st.integers(11, 40)] * 3),
+    smooth=st.sampled_from([0, 1, 3]),
+    fill=st.sampled_from(["noise", "constant", "perfect", "far too bright"]),
+    size=st.floats(0.02, 1),
+)
+def test_the_scores_are_those_of_the_official_package_on_random_volumes(seed, shape, smooth, fill, size):
+    rng = np.random.default_rng(seed)
+    truth = (1000 * ndimage.gaussian_filter(rng.random(shape), smooth)).astype(np.float32) + 1
+    healthy = np.zeros(shape, bool)
+    healthy[tuple(slice(a, a + max(3, round(size * n))) for n in shape for a in [rng.integers(0, n - 3)])] = True
+    voided = np.where(healthy | (rng.random(shape) < 0.1), 0, truth)
+    if not np.percentile(voided, 99.5) > 0:
+        voided[:, :, 0] = truth[:, :, 0]
+    inside = {
+        "noise": truth + rng.normal(0, 100, shape),
+        "constant": truth.mean(),
+        "perfect": truth,
+        "far too bright": 10 * truth,
+    }[fill]
+    prediction = np.where(healthy, inside, truth).astype(np.float32)
+    assert_official(prediction, truth, voided, healthy)
+
+
+@pytest.mark.slow
+def test_the_scores_of_the_example_are_those_of_the_official_package(tmp_path):
+    write_example(tmp_path)
+    case = cases.find(tmp_path)[0]
+    paths = (beside(case, "t1n"), case.image, beside(case, "mask-healthy"))
+    whole = [volume.read(path) for path in paths]
+    brain = ndimage.find_objects((whole[0] > 0).astype(np.uint8))[0]  # whole volumes take the official package 30 s
+    truth, voided, healthy = (volume[brain] for volume in whole)
+    prediction = np.where(healthy > 0.5, ndimage.gaussian_filter(truth, 3), truth)
+    assert_official(prediction, truth, voided, healthy > 0.5)
+
+
+def test_a_constant_truth_is_an_error():
+    prediction, truth, voided, healthy = random_case()
+    with pytest.raises(CaseError, match="the same everywhere"):
+        score(prediction, np.where(healthy, 100, truth), voided, healthy)
 
 
 def test_a_perfect_prediction_scores_one_zero_and_infinity():
@@ -120,6 +173,29 @@ def test_without_torchmetrics_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     with pytest.raises(ConfigError, match=r"pip install 'brats-inpainting\[eval\]'"):
         score(*random_case())
+
+
+def test_the_boundary_contrast_is_the_ratio_of_the_jumps_at_the_masks_edge():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(1, 9, (12, 12, 12)).astype(np.float32)
+    truth[:5, 6] = 0  # background beside the mask does not count
+    mask = np.zeros(truth.shape, bool)
+    mask[3:8, 3:6, 3:9] = True
+    jumps = {}
+    for name, filled in {"truth": truth, "filled": np.where(mask, 20, truth)}.items():
+        pairs = [
+            abs(filled[p] - filled[q])
+            for p in np.ndindex(mask.shape)
+            for axis in range(3)
+            for step in (-1, 1)
+            if mask[p]
+            for q in [tuple(n + step * (i == axis) for i, n in enumerate(p))]
+            if not mask[q] and truth[q]
+        ]
+        jumps[name] = np.mean(pairs)
+    assert boundary_contrast(truth, truth, mask) == 1
+    filled = np.where(mask, 20, truth)
+    assert boundary_contrast(filled, truth, mask) == pytest.approx(jumps["filled"] / jumps["truth"])
 
 
 def ramp(slope_inside=1.0):

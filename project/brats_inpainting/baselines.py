@@ -12,6 +12,10 @@ from brats_inpainting.data import cases, slices, volume
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.errors import CaseError, ConfigError
 
+LEVELS = 65535
+TELEA_RADIUS = 5  # voxels around a point that it is filled from
+MIDLINE_SEARCH = 24  # half voxels that the midline may lie from the middle of the brain
+
 log = logging.getLogger(__name__)
 
 
@@ -26,15 +30,70 @@ def biharmonic(scan: Scan) -> np.ndarray:
     try:
         from skimage.restoration import inpaint_biharmonic
     except ImportError as error:
-        raise ConfigError("biharmonic needs scikit-image\n  pip install scikit-image") from error
+        raise ConfigError("biharmonic needs scikit-image\n  pip install 'brats-inpainting[baselines]'") from error
+    return _slice_by_slice(scan, inpaint_biharmonic)
+
+
+def telea(scan: Scan) -> np.ndarray:
+    """Fill every axial slice by fast marching from the mask's edge inwards (Telea 2004, OpenCV): H × W × S."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise ConfigError("telea needs OpenCV\n  pip install 'brats-inpainting[baselines]'") from error
+
+    def fill(image_HW: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
+        levels_HW = np.rint(image_HW * LEVELS).astype(np.uint16)  # OpenCV adds constants of about 1 to every result
+        return cv2.inpaint(levels_HW, mask_HW.astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA) / np.float32(LEVELS)
+
+    return _slice_by_slice(scan, fill)
+
+
+def mirror(scan: Scan) -> np.ndarray:
+    """Fill from the other hemisphere, and with the mean where that is masked or background: H × W × S in [0, 1].
+
+    The midsagittal plane is the one, near the brain's middle and parallel to the image's sides, that best maps known
+    tissue onto known tissue (least mean squared difference), half of it at least.
+    """
+    known_HWS = (scan.image_HWS > 0) & ~scan.mask_HWS
+    left, right = np.flatnonzero((known_HWS | scan.mask_HWS).any(axis=(1, 2)))[[0, -1]]
+    middle = left + right
+    shifts = sorted(range(middle - MIDLINE_SEARCH, middle + MIDLINE_SEARCH + 1), key=lambda shift: abs(shift - middle))
+
+    def mismatch(shift: int) -> float:
+        both_HWS = known_HWS & _reflected(known_HWS, shift)
+        if 2 * both_HWS.sum() < known_HWS.sum():
+            return float("inf")
+        return float(np.square(scan.image_HWS - _reflected(scan.image_HWS, shift))[both_HWS].mean())
+
+    shift = min(shifts, key=mismatch)
+    filled_HWS = np.where(_reflected(known_HWS, shift), _reflected(scan.image_HWS, shift), mean(scan))
+    return np.where(scan.mask_HWS, filled_HWS, scan.image_HWS)
+
+
+def _reflected(array_HWS: np.ndarray, shift: int) -> np.ndarray:
+    """Return the array with voxel i of the first axis where shift − i was, 0 where nothing was."""
+    origin = shift - np.arange(len(array_HWS))
+    there = (origin >= 0) & (origin < len(array_HWS))
+    reflected_HWS = np.zeros_like(array_HWS)
+    reflected_HWS[there] = array_HWS[origin[there]]
+    return reflected_HWS
+
+
+def _slice_by_slice(scan: Scan, fill: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Apply ``fill(image_HW, mask_HW)`` to every masked slice."""
     filled_HWS = scan.image_HWS.copy()
     for z in slices.masked(scan.mask_HWS):
         image_HW, mask_HW = (np.ascontiguousarray(a[:, :, z]) for a in (scan.image_HWS, scan.mask_HWS))
-        filled_HWS[:, :, z] = inpaint_biharmonic(image_HW, mask_HW)
+        filled_HWS[:, :, z] = fill(image_HW, mask_HW)
     return filled_HWS
 
 
-METHODS: dict[str, Callable[[Scan], np.ndarray]] = {"mean": mean, "biharmonic": biharmonic}
+METHODS: dict[str, Callable[[Scan], np.ndarray]] = {
+    "mean": mean,
+    "biharmonic": biharmonic,
+    "telea": telea,
+    "mirror": mirror,
+}
 
 
 def fill_folder(method: str, data_path: Path, output_path: Path) -> dict[str, str]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from brats_inpainting.config import DEFAULT_PRESET, PRESETS
 from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
@@ -22,6 +21,7 @@ from brats_inpainting.progress import console
 
 if TYPE_CHECKING:
     from brats_inpainting.data.cases import Case
+    from brats_inpainting.report import Page
 
 UNUSABLE, SOME_FAILED = 2, 3  # exit codes; 0 is success, 1 an internal error, 130 and 143 interruptions
 
@@ -34,12 +34,14 @@ app = typer.Typer(
 )
 log = logging.getLogger("brats_inpainting")
 out = Console(highlight=False, soft_wrap=True, markup=False)
+wide = Console(highlight=False, markup=False, width=250)  # a narrow terminal wraps tables, and a file keeps them whole
 
 LOUDNESS = ("-v", "--verbose", "-q", "--quiet")
 PRESET_NAMES = ", ".join(PRESETS)
 SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
 NoiseMode = StrEnum("NoiseMode", ["independent", "shared", "slerp"])
-Baseline = StrEnum("Baseline", ["mean", "biharmonic"])
+PlaneName = StrEnum("PlaneName", ["axial", "coronal", "sagittal"])
+Baseline = StrEnum("Baseline", ["mean", "biharmonic", "telea", "mirror"])
 
 
 def _option(name: str, text: str, *aliases: str, **settings: Any) -> Any:
@@ -48,7 +50,11 @@ def _option(name: str, text: str, *aliases: str, **settings: Any) -> Any:
 
 DataPath = Annotated[Path, _option("data-path", "Folder with one sub-folder per case.")]
 OutputPath = Annotated[Path, _option("output-path", "Folder that receives the results.")]
-ReportPath = Annotated[Path | None, _option("report-path", "Folder for run.json and uncertainty maps.")]
+Predictions = Annotated[
+    list[Path], _option("predictions", "Folder with {id}-t1n-inference.nii.gz; several are compared with the first.")
+]
+NoImages = Annotated[bool, _option("no-images", "Leave the pictures out of report.html.")]
+Viewer = Annotated[bool, _option("viewer", "Embed the volumes in report.html, to look at every slice.")]
 WeightsFile = Annotated[Path | None, _option("weights", "Network: .safetensors or .pt. Default: the bundled one.")]
 
 
@@ -109,7 +115,9 @@ def infer(
         bool, _option("overwrite", "Make existing outputs anew.", envvar="BRATS_INPAINTING_OVERWRITE")
     ] = False,
     keep_dtype: Annotated[bool, _option("keep-dtype", "Write the input's data type instead of float32.")] = False,
-    report_path: ReportPath = None,
+    report_path: Annotated[
+        Path | None, _option("report-path", "Folder for report.html, run.json, single samples and uncertainty maps.")
+    ] = None,
 ) -> None:
     """Fill the masked part of every case."""
     if not any((data_path, output_path, image, mask, output)) and (
@@ -153,7 +161,7 @@ def infer(
         seed=(said.seed or 0) if seed is None else seed,
         keep_dtype=keep_dtype,
         report_path=report_path,
-        quiet=log.level >= logging.WARNING,
+        quiet=_quiet(),
     )
     run.start("resume" if resume else "overwrite" if overwrite else "error")
     how = inpainter.sampling
@@ -163,6 +171,8 @@ def infer(
     log.debug("%s", how)
     run.go()
     log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
+    if report_path:
+        _report_of_run({case: {"filled": target} for target, case in jobs.items() if target.exists()}, report_path)
     _finish(run.failed)
 
 
@@ -197,23 +207,76 @@ def example(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, _option("predictions", "Folder with {id}-t1n-inference.nii.gz.")],
+    predictions: Predictions,
     data_path: DataPath,
-    report_path: ReportPath = None,
+    report_path: Annotated[
+        Path | None, _option("report-path", "Folder for report.html and the scores as .csv, .json, .md, .tex.")
+    ] = None,
+    pooled: Annotated[bool, _option("pooled", "Folders of a cross-validation: each holds some of the cases.")] = False,
+    published: Annotated[bool, _option("published", "Set the paper's figures, of other data, beside them.")] = False,
+    no_images: NoImages = False,
+    viewer: Viewer = False,
 ) -> None:
     """Score filled scans against the truth inside the healthy mask, as the challenge does."""
     from brats_inpainting import evaluate as scoring
+    from brats_inpainting import tables
 
-    rows, failed = scoring.evaluate(predictions, data_path, report_path)
-    table = Table(*scoring.COLUMNS, box=None)
-    table.columns[0].no_wrap = True
-    for row in [*rows, *(scoring.summary(rows) if len(rows) > 1 else [])]:
-        table.add_row(*scoring.cells(row))
-    if rows:
-        out.print(table)
-    if report_path and rows:
-        out.print(f"scores.csv and pictures: {report_path}")
+    fills = scoring.find(scoring.names(predictions), data_path, pooled=pooled)
+    page = _page(report_path, images=not no_images, viewer=viewer) if report_path else None
+    rows, failed = scoring.evaluate(fills, report_path=report_path, look=page.look if page else None, quiet=_quiet())
+    grids = tables.grids(rows, pooled=pooled, published=published)
+    for grid in grids:
+        wide.print(grid.rich())
+    if report_path and page:
+        tables.write(rows, grids, report_path)
+        out.print(f"written: {page.write(grids, failed)}")
     _finish(failed)
+
+
+@app.command()
+def report(
+    predictions: Predictions,
+    data_path: DataPath,
+    report_path: Annotated[Path, _option("report-path", "Folder for report.html; that of infer has its run.json.")],
+    no_images: NoImages = False,
+    viewer: Viewer = False,
+) -> None:
+    """Make the page about filled scans; the truth need not be known."""
+    from brats_inpainting import evaluate as scoring
+
+    page = _page(report_path, images=not no_images, viewer=viewer)
+    _finish(_report(scoring.find(scoring.names(predictions), data_path), report_path, page))
+
+
+@app.command()
+def picture(
+    predictions: Predictions,
+    data_path: DataPath,
+    case: Annotated[list[str], _option("case", "Its id; several make several rows.")],
+    output: Annotated[Path, _option("output", "The PNG to write.")],
+    plane: Annotated[list[PlaneName] | None, _option("plane", "Default: all three.")] = None,
+    slice_: Annotated[int | None, _option("slice", "Default: where the mask is largest.", min=0)] = None,
+) -> None:
+    """Draw slices for a paper: voided scan, mask, fills, truth side by side (figures 4 and 5 of the paper)."""
+    from brats_inpainting import evaluate as scoring
+    from brats_inpainting import pictures
+
+    fills = {found.id: (found, paths) for found, paths in scoring.find(scoring.names(predictions), data_path).items()}
+    rows = []
+    for case_id in case:
+        if case_id not in fills:
+            raise ConfigError(f"{case_id}: no such case in {data_path}\n  There are: {', '.join(fills)}.")
+        exam = scoring.examine(*fills[case_id], truth_needed=False)
+        _finish(exam.failed)
+        mask_XYZ = exam.mask_XYZ * pictures.white(exam.voided_XYZ)
+        views = {"voided": exam.voided_XYZ, "mask": mask_XYZ, **exam.fills}
+        if exam.truth_XYZ is not None:
+            views["truth"] = exam.truth_XYZ
+        for name in plane or reversed(pictures.PLANES):
+            cut = pictures.Plane.through(exam.scored_XYZ, exam.voided_XYZ != 0, str(name), slice_)
+            rows.append((f", {case_id}, {name} {cut.index}", cut, views, exam.scored_XYZ))
+    pictures.mosaic(rows, output)
+    out.print(f"written: {output}")
 
 
 @app.command()
@@ -289,6 +352,36 @@ def info() -> None:
 
     for name, text in about.facts().items():
         out.print(f"{name:10} {text}")
+
+
+def _page(report_path: Path, **settings: bool) -> Page:
+    from brats_inpainting.data import volume
+    from brats_inpainting.report import Page
+
+    volume.make_writable(report_path)
+    return Page(report_path, **settings)
+
+
+def _report(fills: dict[Case, dict[str, Path]], report_path: Path, page: Page) -> dict[str, str]:
+    """Write the page about filled scans, and return what could not be looked at."""
+    from brats_inpainting import evaluate as scoring
+    from brats_inpainting import tables
+
+    rows, failed = scoring.evaluate(fills, truth_needed=False, report_path=report_path, look=page.look, quiet=_quiet())
+    out.print(f"written: {page.write(tables.grids(rows), failed)}")
+    return failed
+
+
+def _report_of_run(fills: dict[Case, dict[str, Path]], report_path: Path) -> None:
+    """Write the page about what infer filled; infer does not fail for it."""
+    try:
+        _report(fills, report_path, _page(report_path))
+    except ConfigError as error:
+        log.warning("no report.html: %s", error)
+
+
+def _quiet() -> bool:
+    return log.level >= logging.WARNING
 
 
 def _jobs(

@@ -32,7 +32,8 @@ Existing = Literal["error", "overwrite", "resume"]
 class Run:
     """Cases to be filled and where each goes; then what became of them.
 
-    ``report_path`` receives run.json and the uncertainty maps: the output folder holds filled scans and nothing else.
+    ``report_path`` receives run.json, the single samples and their standard deviation: the output folder holds filled
+    scans and nothing else.
     """
 
     inpainter: Inpainter
@@ -52,7 +53,7 @@ class Run:
                 made with other settings than those of the run that resumes.
         """
         if self.inpainter.sampling.samples > 1 and not self.report_path:
-            log.warning("the uncertainty map of the samples is not kept; --report-path gives it a place")
+            log.warning("the samples and their uncertainty map are not kept; --report-path gives them a place")
         for folder in {target.parent for target in self.jobs} | ({self.report_path} if self.report_path else set()):
             volume.make_writable(folder)
         there = [target for target in self.jobs if target.exists()]
@@ -68,7 +69,9 @@ class Run:
         """Fill all cases; a case that fails is noted in ``failed`` and never stops the others."""
         by_id = {case.id: target for target, case in self.jobs.items()}
         with Watch(len(self.jobs), quiet=self.quiet) as watch:
-            for stack in self.inpainter.fill(self._scans(watch), seed=self.seed, on_pass=watch.advance):
+            for stack in self.inpainter.fill(
+                self._scans(watch), seed=self.seed, keep=self.report_path is not None, on_pass=watch.advance
+            ):
                 self._deliver(stack, by_id[stack.scan.id], watch)
         self._write_report()
 
@@ -104,8 +107,9 @@ class Run:
             result_XYZ, spread_XYZ = self.inpainter.finish(stack)
             volume.save(volume.image_like(scan.loaded, result_XYZ, keep_dtype=self.keep_dtype), target)
             if spread_XYZ is not None and self.report_path:
-                name = target.name.replace(".nii", "-std.nii")
-                volume.save(volume.image_like(scan.loaded, spread_XYZ), self.report_path / name)
+                self._keep("std", spread_XYZ, stack, target)
+                for number, sample_XYZ in enumerate(self.inpainter.single_samples(stack), 1):
+                    self._keep(f"sample-{number}", sample_XYZ, stack, target)
         except CaseError as error:
             self._fail(scan.id, error, watch)
             return
@@ -134,6 +138,12 @@ class Run:
             target,
         )
         self._write_report()
+
+    def _keep(self, what: str, volume_XYZ: np.ndarray, stack: Stack, target: Path) -> None:
+        """Write a volume that explains a result, named after it, beside the report."""
+        assert self.report_path
+        name = target.name.replace(".nii", f"-{what}.nii")
+        volume.save(volume.image_like(stack.scan.loaded, volume_XYZ), self.report_path / name)
 
     def _fail(self, case_id: str, error: CaseError, watch: Watch) -> None:
         self.failed[case_id] = str(error)

@@ -140,14 +140,16 @@ class Inpainter:
         return Inpainting(volume.image_like(loaded, result_XYZ), std, timings)
 
     @torch.inference_mode()
-    def fill(self, scans: Iterable[Scan], *, seed: int = 0, on_pass: OnPass | None = None) -> Iterator[Stack]:
+    def fill(
+        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, on_pass: OnPass | None = None
+    ) -> Iterator[Stack]:
         """Sample every masked slice of every scan, in batches across scans, and yield each scan when it is complete.
 
-        Scans with an empty mask need no work and are not yielded. ``on_pass(n)`` is told before each network pass how
-        many slices take it.
+        Scans with an empty mask need no work and are not yielded. With ``keep`` the stacks keep every single sample.
+        ``on_pass(n)`` is told before each network pass how many slices take it.
         """
-        window = self.weights.diffusion.window
-        todo = (piece for scan in scans for piece in slices.todo(Stack(scan, self.sampling.samples), window=window))
+        window, samples = self.weights.diffusion.window, self.sampling.samples
+        todo = (piece for scan in scans for piece in slices.todo(Stack(scan, samples, keep), window=window))
         for batch in slices.batches(todo, lambda: self.batch_size):
             started = time.perf_counter()
             samples_S1HW = self._sample(batch, seed, on_pass or (lambda _: None))
@@ -165,17 +167,25 @@ class Inpainter:
         Raises:
             CaseError: when the network returned NaN, or the paper's rescaling finds no range of intensities.
         """
-        scan, sampling = stack.scan, self.sampling
         if not np.isfinite(stack.mean_HWS).all():
-            raise CaseError(f"{scan.id}: the network returned NaN or infinity\n  Use other weights, or another device.")
+            raise CaseError(
+                f"{stack.scan.id}: the network returned NaN or infinity\n  Use other weights, or another device."
+            )
         std_HWS = stack.std_HWS
-        spread_XYZ = None if std_HWS is None else scan.spread(std_HWS)
+        return self._volume(stack.scan, stack.mean_HWS), None if std_HWS is None else stack.scan.spread(std_HWS)
+
+    def single_samples(self, stack: Stack) -> Iterator[np.ndarray]:
+        """Yield what ``finish`` would have returned for each of the samples alone, if the stack kept them."""
+        return (self._volume(stack.scan, stack.sample_HWS(number)) for number in range(stack.samples))
+
+    def _volume(self, scan: Scan, stacked_HWS: np.ndarray) -> np.ndarray:
+        """Smooth stacked slices and put them into the scan."""
         if not scan.mask_HWS.any():
-            return scan.voided_XYZ, spread_XYZ
-        if sampling.replace == "slices":
-            return scan.everywhere(volume.smooth(stack.mean_HWS, sampling.smoothing)), spread_XYZ
-        stacked_HWS = np.where(scan.mask_HWS, stack.mean_HWS, scan.image_HWS)
-        return scan.inside(volume.smooth(stacked_HWS, sampling.smoothing)), spread_XYZ
+            return scan.voided_XYZ
+        if self.sampling.replace == "slices":
+            return scan.everywhere(volume.smooth(stacked_HWS, self.sampling.smoothing))
+        inside_HWS = np.where(scan.mask_HWS, stacked_HWS, scan.image_HWS)
+        return scan.inside(volume.smooth(inside_HWS, self.sampling.smoothing))
 
     def _sample(self, batch: list[Slice], seed: int, on_pass: OnPass) -> np.ndarray:
         """Sample the slices of a batch, S × 1 × H × W in [0, 1]; with half as many at a time if memory runs out."""

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from brats_inpainting import report
+from brats_inpainting import pictures
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.progress import duration
@@ -48,8 +48,8 @@ class Journal:
         """Draw the curves, if there is something to draw with."""
         if self.board:
             self.board.close()
-        if report.can_draw():
-            report.curves(self._rows(), self.path.with_name("curves.png"))
+        if pictures.can_draw():
+            pictures.curves(self._rows(), self.path.with_name("curves.png"))
 
     def _rows(self) -> list[dict[str, float]]:
         """Read the journal; a last line that a killed run left half written is dropped."""

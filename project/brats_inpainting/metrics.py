@@ -5,6 +5,7 @@ Shapes: X Y Z a volume, N the voxels of a mask.
 
 from __future__ import annotations
 
+import importlib.util
 from math import ceil
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from brats_inpainting.errors import CaseError, ConfigError
 
 PERCENTILES = (0.5, 99.5)
+SLICES = 16  # that SSIM is computed of at a time; it bounds the memory
 REACH = 5  # voxels that SSIM's 11 × 11 window sees to each side
 
 
@@ -45,20 +47,24 @@ def score(prediction_XYZ: np.ndarray, truth_XYZ: np.ndarray, voided_XYZ: np.ndar
         healthy_XYZ: bool or {0, 1}, mask-healthy.
 
     Returns:
-        The scores; a perfect prediction's PSNR is infinite, a NaN in the mask makes every score NaN, a truth that is
-        constant in the mask the PSNR.
+        The scores; a perfect prediction's PSNR is infinite, a NaN in the mask makes every score NaN.
 
     Raises:
-        CaseError: shapes differ, the mask is empty, or the voided scan's percentiles are equal.
+        CaseError: shapes differ, the mask is empty, the voided scan's percentiles are equal, or the truth is constant
+            in the mask.
         ConfigError: torchmetrics is not installed.
     """
     mask_XYZ = _checked(healthy_XYZ, prediction_XYZ, truth_XYZ, voided_XYZ)
     low, high = np.percentile(voided_XYZ, PERCENTILES).clip(min=0).tolist()
     if not high > low:
         raise CaseError(f"percentiles {PERCENTILES} of the voided scan are {low:g} and {high:g}, nothing lies between")
-    pair_XYZ = [_tensor(volume) * mask_XYZ for volume in (prediction_XYZ, truth_XYZ)]
+    box = _box(mask_XYZ, REACH)  # all that the mask's voxels and SSIM's windows around them see
+    mask_XYZ = mask_XYZ[box]
+    pair_XYZ = [_tensor(volume[box]) * mask_XYZ for volume in (prediction_XYZ, truth_XYZ)]
     pair_XYZ = [(volume.clamp(low, high) - low) / (high - low) for volume in pair_XYZ]
     prediction_N, truth_N = (volume[mask_XYZ] for volume in pair_XYZ)
+    if truth_N.min() == truth_N.max():
+        raise CaseError("the truth is the same everywhere in the mask, so PSNR has no range: is it the right mask?")
     mse = (prediction_N - truth_N).square().mean()
     return Scores(
         ssim=_ssim(pair_XYZ, mask_XYZ),
@@ -69,6 +75,11 @@ def score(prediction_XYZ: np.ndarray, truth_XYZ: np.ndarray, voided_XYZ: np.ndar
         msle=float((prediction_N.log1p() - truth_N.log1p()).square().mean()),
         psnr_01=_psnr(prediction_N, truth_N, 0, 1),
     )
+
+
+def can_score() -> bool:
+    """Tell whether torchmetrics is installed."""
+    return importlib.util.find_spec("torchmetrics") is not None
 
 
 def stripe_index(volume_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
@@ -91,7 +102,7 @@ def stripe_index(volume_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
     mask = _checked(mask_XYZ, volume_XYZ)
     thickness = ndimage.distance_transform_edt(mask[_box(mask, 1)]).max()
     box = _box(mask, ceil(thickness))
-    volume, mask = _tensor(volume_XYZ)[box], mask[box]
+    volume, mask = _tensor(volume_XYZ[box]), mask[box]
     near = torch.from_numpy(ndimage.distance_transform_edt(~mask) <= thickness)
     step = volume.diff(dim=2).abs()
     inside, around = (
@@ -100,19 +111,57 @@ def stripe_index(volume_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
     return float(inside / around)
 
 
+def boundary_contrast(filled_XYZ: np.ndarray, truth_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
+    """Measure how much an inpainted region stands out from its surroundings.
+
+    It is the mean of |I(p) - I(q)| over all voxels p in the mask and their neighbours q in the tissue outside, divided
+    by the same mean in the truth.
+
+    Args:
+        filled_XYZ: the inpainted scan.
+        truth_XYZ: the complete scan, background 0.
+        mask_XYZ: bool or {0, 1}, what was inpainted.
+
+    Returns:
+        The ratio: 1 as in the truth, more where a seam can be seen. NaN if no tissue touches the mask.
+
+    Raises:
+        CaseError: shapes differ, or the mask is empty.
+    """
+    mask = _checked(mask_XYZ, filled_XYZ, truth_XYZ)
+    box = _box(mask, 1)
+    inside, tissue = mask[box], torch.tensor(truth_XYZ[box] != 0) & ~mask[box]
+    filled, truth = (_jumps(_tensor(volume[box]), inside, tissue) for volume in (filled_XYZ, truth_XYZ))
+    return float(filled.mean() / truth.mean())
+
+
+def _jumps(volume_XYZ: Tensor, inside_XYZ: Tensor, outside_XYZ: Tensor) -> Tensor:
+    """Return |I(p) - I(q)| of all neighbours p inside, q outside."""
+    found = []
+    for axis in range(3):
+        pairs = volume_XYZ.shape[axis] - 1
+        p_in, p_out, q_in, q_out = (
+            region.narrow(axis, start, pairs) for start in (0, 1) for region in (inside_XYZ, outside_XYZ)
+        )
+        edge = (p_in & q_out) | (q_in & p_out)
+        found.append(volume_XYZ.diff(dim=axis).abs()[edge])
+    return torch.cat(found)
+
+
 def _ssim(pair_XYZ: list[Tensor], mask_XYZ: Tensor) -> float:
-    """Average the structural similarity over the mask; it is computed only in the box that the mask's windows see."""
+    """Average the structural similarity over the mask; sagittal slices are channels, so a few at a time will do."""
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
         raise ConfigError("torchmetrics is missing\n  Run pip install 'brats-inpainting[eval]'.") from error
     span = max(float(volume.max() - volume.min()) for volume in pair_XYZ)
-    box = _box(mask_XYZ, REACH)
-    prediction_1XYZ, truth_1XYZ = (volume[box].unsqueeze(0) for volume in pair_XYZ)
-    _, ssim_1XYZ = structural_similarity_index_measure(
-        prediction_1XYZ, truth_1XYZ, data_range=span, return_full_image=True
-    )
-    return float(ssim_1XYZ[0][mask_XYZ[box]].mean())
+    total = 0.0
+    for prediction_cYZ, truth_cYZ, mask_cYZ in zip(*(v.split(SLICES) for v in (*pair_XYZ, mask_XYZ)), strict=True):
+        _, ssim_1cYZ = structural_similarity_index_measure(
+            prediction_cYZ[None], truth_cYZ[None], data_range=span, return_full_image=True
+        )
+        total += float(ssim_1cYZ[0][mask_cYZ].sum())
+    return total / int(mask_XYZ.sum())
 
 
 def _psnr(prediction_N: Tensor, truth_N: Tensor, low: float, high: float) -> float:

@@ -1,82 +1,278 @@
-"""Pictures of filled brains."""
+"""One self-contained page about a run: what was filled, case by case, the worst first. No network, opens from disk.
+
+Shapes: X Y Z a volume in LPS; R C rows and columns of a picture.
+"""
 
 from __future__ import annotations
 
+import base64
 import importlib.util
-from collections.abc import Mapping, Sequence
+import io
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.errors import ConfigError
+from brats_inpainting.evaluate import Exam, Row
+from brats_inpainting.pictures import PLANES, Plane, white
+from brats_inpainting.tables import METRICS, Grid
 
-PLANES = ("sagittal", "coronal", "axial")  # the plane across axis 0, 1, 2 of an LPS array
-
-
-def mosaic(views: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, path: Path, *, title: str) -> None:
-    """Write a PNG: one column per volume, one row per plane, all through the mask's centre.
-
-    Args:
-        views: name → volume in LPS, X × Y × Z, all in the same intensities; the last one sets the grey levels.
-        mask_XYZ: bool, outlined in the first view; not empty.
-        path: the PNG to write.
-        title: the line above everything.
-    """
-    centre = [round(float(c)) for c in np.argwhere(mask_XYZ).mean(axis=0)]
-    reference = list(views.values())[-1]
-    white = float(np.percentile(reference[reference > 0], 99.5))
-    box = ndimage.find_objects((reference > 0).astype(np.uint8))[0]
-    figure = _figure((3 * len(views), 9), facecolor="black", layout="constrained")
-    figure.suptitle(title, color="white")
-    grid = figure.subplots(3, len(views), squeeze=False)
-    for axes, axis in zip(grid, (2, 1, 0), strict=True):
-        for column, (ax, (name, volume)) in enumerate(zip(axes, views.items(), strict=True)):
-            ax.imshow(_plane(volume, axis, centre, box), cmap="gray", vmin=0, vmax=white)
-            if column == 0:
-                ax.contour(_plane(mask_XYZ, axis, centre, box), [0.5], colors="#ffb000", linewidths=0.8)
-            ax.set_title(f"{name}, {PLANES[axis]}", color="white", fontsize=9)
-            ax.set_axis_off()
-    figure.savefig(path, dpi=100)
+PAGE = "report.html"
+AROUND = 5  # voxels around the mask that are compared with its inside
+BINS = np.linspace(0, 1.2, 49)  # of the histogram, in shares of white
+HEAT = [(0, 0, 0), (190, 30, 60), (255, 170, 40), (255, 255, 220)]  # none … most uncertain
+BALANCE = [(60, 130, 255), (20, 40, 90), (40, 40, 40), (100, 25, 25), (255, 80, 60)]  # darker … equal … brighter
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write a PNG of a training run: losses on the left, validation scores on the right, against the step.
+class Picture(NamedTuple):
+    """A view of a plane: its name, an image as a data URI, and what can be seen in it, in words."""
 
-    Args:
-        rows: what metrics.jsonl holds, each with its ``step``.
-        path: the PNG to write.
-    """
-    figure = _figure((11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name in ("loss", "mse_q1", "mse_q2", "mse_q3", "mse_q4"):
-        if points := [(row["step"], row[name]) for row in rows if name in row]:
-            left.plot(*zip(*points, strict=True), label=name, alpha=1.0 if name == "loss" else 0.5)
-    left.set(xlabel="step", ylabel="loss; squared error by quartile of t", yscale="log")
-    left.legend()
-    for name, axes, colour in (("ssim", right, "tab:blue"), ("psnr", right.twinx(), "tab:orange")):
-        if points := [(row["step"], row[name]) for row in rows if name in row]:
-            axes.plot(*zip(*points, strict=True), color=colour, marker=".")
-        axes.set_ylabel(name.upper(), color=colour)
-    right.set(xlabel="step", title="held-out cases")
-    figure.savefig(path, dpi=100)
+    view: str
+    image: str
+    words: str
 
 
-def can_draw() -> bool:
-    """Tell whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
+class Shown(NamedTuple):
+    """A plane of a case: caption, one picture per view, the mask's outline, its left and right end in per cent."""
+
+    caption: str
+    pictures: list[Picture]
+    outline: str
+    low: float
+    high: float
 
 
-def _figure(size: tuple[float, float], **settings: Any) -> Any:
+class Curve(NamedTuple):
+    """A line of a chart: its name, its colour's number, and its points in per cent of the chart."""
+
+    name: str
+    colour: int
+    points: str
+
+
+class Chart(NamedTuple):
+    """A small line chart: title, what goes across, the ends of both axes, and its lines."""
+
+    title: str
+    across: str
+    first: str
+    last: str
+    lowest: str
+    highest: str
+    curves: list[Curve]
+
+
+@dataclass
+class Section:
+    """All that the page says of a case."""
+
+    id: str
+    rows: list[Row]
+    planes: list[Shown] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    viewer: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Page:
+    """The page of a run; ``look`` is told each case, ``write`` puts them together."""
+
+    def __init__(self, folder: Path, *, images: bool = True, viewer: bool = False) -> None:
+        """Make a page in ``folder``.
+
+        Args:
+            folder: receives report.html; if it holds the run.json of ``infer``, its settings are shown.
+            images: show pictures of the brains; without, numbers and charts only.
+            viewer: embed the volumes, for an interactive view of each case (nilearn's).
+
+        Raises:
+            ConfigError: when what the page needs is not installed.
+        """
+        if missing := [name for name in ("jinja2", "PIL") if not importlib.util.find_spec(name)]:
+            raise ConfigError(f"the report needs {' and '.join(missing)}\n  pip install 'brats-inpainting[report]'")
+        if viewer and not importlib.util.find_spec("nilearn"):
+            raise ConfigError("the viewer needs nilearn\n  pip install 'brats-inpainting[example]'")
+        self.folder, self.images, self.viewer = folder, images, viewer and images
+        self.sections: dict[str, Section] = {}
+
+    def look(self, exam: Exam, rows: list[Row]) -> None:
+        """Take in a case while its volumes are in memory."""
+        section = Section(exam.id, rows, charts=_charts(exam))
+        if self.images:
+            section.planes = [_plane(exam, name) for name in reversed(PLANES)]
+        if self.viewer:
+            section.viewer = _viewer(exam)
+        self.sections[exam.id] = section
+
+    def write(self, grids: Sequence[Grid], failed: dict[str, str]) -> Path:
+        """Write the page; ``grids`` are the tables of all cases, ``failed`` says which could not be looked at."""
+        from jinja2 import Environment, PackageLoader
+
+        record = _record(self.folder)
+        for name, section in self.sections.items():
+            section.facts = record.get("cases", {}).get(name, {})
+        rows = [row for section in self.sections.values() for row in section.rows]
+        shown = {name: m for name, m in METRICS.items() if any(np.isfinite(getattr(row, name)) for row in rows)}
+        template = Environment(loader=PackageLoader("brats_inpainting"), autoescape=True).get_template(PAGE)
+        text = template.render(
+            sections=sorted(self.sections.values(), key=_worst_first),
+            metrics=shown,
+            grids=[grid for grid in grids if grid.title != "Cases"],
+            failed={name: _without_paths(reason) for name, reason in failed.items()},
+            settings=_flat(record.get("settings", {}) | {k: record[k] for k in ("device", "threads") if k in record}),
+            versions=record.get("versions", {"brats-inpainting": version("brats-inpainting")}),
+            weights=_without_paths(record.get("weights", "")),
+            images=self.images,
+        )
+        with whole_or_not_at_all(self.folder / PAGE) as hidden:
+            hidden.write_text(text, encoding="utf-8")
+        return self.folder / PAGE
+
+
+def _worst_first(section: Section) -> tuple[float, ...]:
+    """Order by the first model's SSIM, the lowest first; where no truth is known, by stripes, the strongest first."""
+    row = section.rows[0]
+    return (row.ssim, 0.0) if np.isfinite(row.ssim) else (1.0, -row.stripe_index)
+
+
+def _plane(exam: Exam, name: str) -> Shown:
+    reference_XYZ = exam.voided_XYZ if exam.truth_XYZ is None else exam.truth_XYZ
+    plane, level = Plane.through(exam.scored_XYZ, exam.voided_XYZ != 0, name), white(reference_XYZ)
+    known = {"voided": exam.voided_XYZ, **exam.fills} | ({} if exam.truth_XYZ is None else {"truth": exam.truth_XYZ})
+    greys = {view: np.clip(plane.cut(volume_XYZ) / level, 0, 1) for view, volume_XYZ in known.items()}
+    images = {view: np.repeat(grey_RC[..., None], 3, axis=2) for view, grey_RC in greys.items()}
+    scored_RC, mask_RC = plane.cut(exam.scored_XYZ), plane.cut(exam.mask_XYZ)
+    if exam.truth_XYZ is not None:
+        for model in exam.fills:
+            off_RC = np.clip(greys[model] - greys["truth"], -0.5, 0.5) + 0.5
+            view = f"{model} − truth" if len(exam.fills) > 1 else "difference from the truth"
+            images[view] = np.where(scored_RC[..., None], _coloured(off_RC, BALANCE), images["truth"] * 0.5)
+    if exam.std_XYZ is not None:
+        std_RC = np.clip(plane.cut(exam.std_XYZ) / level / 0.25, 0, 1)
+        images["uncertainty"] = np.where(mask_RC[..., None], _coloured(std_RC, HEAT), images["voided"] * 0.5)
+    where = f"{name}, slice {plane.index}"
+    pictures = [Picture(view, _data(image), f"{exam.id}: {view}, {where}") for view, image in images.items()]
+    edge_RC = scored_RC & ~ndimage.binary_erosion(scored_RC)
+    outline = np.dstack([np.broadcast_to(np.array([1.0, 0.69, 0.0]), (*edge_RC.shape, 3)), edge_RC])
+    columns = np.flatnonzero(scored_RC.any(axis=0)) if scored_RC.any() else np.array([0, scored_RC.shape[1]])
+    low, high = (100 * column / scored_RC.shape[1] for column in (columns[0] - 3, columns[-1] + 4))
+    return Shown(where, pictures, _data(outline), max(0.0, low), min(100.0, high))
+
+
+def _coloured(share_RC: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
+    """Map 0 … 1 to colours, evenly spaced: R × C × 3 in [0, 1]."""
+    places = np.linspace(0, 1, len(colours))
+    return np.stack([np.interp(share_RC, places, channel) / 255 for channel in np.array(colours).T], axis=-1)
+
+
+def _data(image_RCc: np.ndarray) -> str:
+    """Encode an image, values in [0, 1], without loss."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.rint(image_RCc * 255).astype(np.uint8)).save(buffer, "WEBP", lossless=True, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _charts(exam: Exam) -> list[Chart]:
+    """Draw the mean intensity along z, inside the mask and around it, and the histograms of both."""
+    mask_XYZ = exam.scored_XYZ
+    if not mask_XYZ.any():
+        return []
+    level = white(exam.voided_XYZ)
+    inside = exam.fills | ({} if exam.truth_XYZ is None else {"truth": exam.truth_XYZ})
+    tissue_XYZ = (exam.voided_XYZ != 0) & ~exam.mask_XYZ
+    around_XYZ = tissue_XYZ & _grown(mask_XYZ)
+    planes = np.flatnonzero(mask_XYZ.any(axis=(0, 1)))
+    profiles = {name: _profile(volume_XYZ, mask_XYZ, planes) / level for name, volume_XYZ in inside.items()}
+    profiles["around the mask"] = _profile(exam.voided_XYZ, around_XYZ, planes) / level
+    shares = {name: _shares(volume_XYZ[mask_XYZ] / level) for name, volume_XYZ in inside.items()}
+    shares["rest of the tissue"] = _shares(exam.voided_XYZ[tissue_XYZ] / level)
+    return [
+        _chart("Mean intensity, slice by slice", "slice", profiles, (planes[0], planes[-1])),
+        _chart("Histogram", "intensity, share of white", shares, (BINS[0], BINS[-1])),
+    ]
+
+
+def _grown(mask_XYZ: np.ndarray) -> np.ndarray:
+    """Return the mask grown within its axial slices."""
+    box = tuple(
+        slice(max(0, s.start - AROUND), s.stop + AROUND) for s in ndimage.find_objects(mask_XYZ.astype("u1"))[0]
+    )
+    cross = ndimage.generate_binary_structure(2, 1)[:, :, None]
+    grown_XYZ = np.zeros_like(mask_XYZ)
+    grown_XYZ[box] = ndimage.binary_dilation(mask_XYZ[box], cross, iterations=AROUND)
+    return grown_XYZ
+
+
+def _profile(volume_XYZ: np.ndarray, region_XYZ: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """Return the mean in a region of each of some axial slices; NaN where the region does not reach."""
+    count_Z = region_XYZ.sum(axis=(0, 1))[planes]
+    sum_Z = np.where(region_XYZ, volume_XYZ, 0).sum(axis=(0, 1), dtype=float)[planes]
+    return np.divide(sum_Z, count_Z, out=np.full(len(planes), np.nan), where=count_Z > 0)
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    counts = np.histogram(values, BINS)[0]
+    return counts / max(1, counts.sum())
+
+
+def _chart(title: str, across: str, lines: dict[str, np.ndarray], ends: tuple[float, float]) -> Chart:
+    every = np.concatenate([values[np.isfinite(values)] for values in lines.values()])
+    low, high = (float(every.min()), float(every.max())) if every.size else (0.0, 1.0)
+    scale = 100 / ((high - low) or 1.0)
+    curves = []
+    for colour, (name, values) in enumerate(lines.items()):
+        x = np.linspace(0, 100, len(values)) if len(values) > 1 else np.array([50.0])
+        known = np.isfinite(values)
+        pairs = zip(x[known], 100 - scale * (values[known] - low), strict=True)
+        curves.append(Curve(name, colour, " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs)))
+    return Chart(title, across, f"{ends[0]:g}", f"{ends[1]:g}", f"{low:.2g}", f"{high:.2g}", curves)
+
+
+def _viewer(exam: Exam) -> str:
+    """Return nilearn's viewer of the first fill with the mask, a page of its own."""
+    from nilearn.plotting import view_img
+
+    filled, mask = (
+        nib.nifti1.Nifti1Image(np.asarray(v, np.float32), LPS)
+        for v in (next(iter(exam.fills.values())), exam.scored_XYZ)
+    )
+    with warnings.catch_warnings(action="ignore"):  # of numpy, about nilearn
+        view = view_img(
+            mask, bg_img=filled, threshold=0.5, opacity=0.3, resampling_interpolation="nearest", colorbar=False
+        )
+    return re.sub(r"<link[^>]*>", "", view.get_standalone())  # its icon would be asked of the network
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Return what ``infer`` noted of the run, if it did."""
     try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("pictures need matplotlib\n  pip install 'brats-inpainting[report]'") from error
-    return Figure(figsize=size, **settings)
+        return dict(json.loads((folder / "run.json").read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
-def _plane(volume_XYZ: np.ndarray, axis: int, centre: list[int], box: tuple[slice, ...]) -> np.ndarray:
-    """Cut a plane of an LPS volume to the brain, anterior or superior up."""
-    cut = volume_XYZ[tuple(centre[i] if i == axis else side for i, side in enumerate(box))]
-    return cut.T if axis == 2 else cut.T[::-1]
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings as one level."""
+    return {
+        name: value
+        for key, given in settings.items()
+        for name, value in (given.items() if isinstance(given, dict) else [(key, given)])
+    }
+
+
+def _without_paths(text: str) -> str:
+    """Drop the folders of this machine from a text; names of files stay."""
+    return re.sub(r"(?<![\w.])(?:/[^\s/:]+)+/(?=[^\s/])", "", text)

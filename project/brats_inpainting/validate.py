@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from brats_inpainting import metrics, report
+from brats_inpainting import metrics, pictures
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import volume
 from brats_inpainting.data.cache import Files
@@ -58,8 +58,8 @@ class Validation:
         voided_XYZ = np.where(mask_XYZ, 0, truth_XYZ)
         filled_XYZ = inpainter.inpaint(voided_XYZ, mask_XYZ.astype(np.float32)).image
         scores = metrics.score(filled_XYZ, truth_XYZ, voided_XYZ, mask_XYZ)._asdict()
-        if picture and report.can_draw():
+        if picture and pictures.can_draw():
             picture.parent.mkdir(exist_ok=True)
             views = {"voided": voided_XYZ, "filled": filled_XYZ, "truth": truth_XYZ}
-            report.mosaic(views, mask_XYZ, picture, title=f"{case.id}   SSIM {scores['ssim']:.3f}")
+            pictures.three_planes(views, mask_XYZ, picture, title=f"{case.id}   SSIM {scores['ssim']:.3f}")
         return scores

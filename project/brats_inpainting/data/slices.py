@@ -18,10 +18,15 @@ MAX_OPEN = 4  # cases whose slices may wait for a full batch at a time; it bound
 
 @dataclass(eq=False)
 class Stack:
-    """The slices of one scan as they come back: running mean and sum of squared deviations over the samples."""
+    """The slices of one scan as they come back: running mean and sum of squared deviations over the samples.
+
+    With ``keep`` the single samples stay too.
+    """
 
     scan: Scan
     samples: int
+    keep: bool = False
+    kept: list[tuple[Slice, np.ndarray]] = field(default_factory=list)
     mean_HWS: np.ndarray = field(init=False)
     squares_HWS: np.ndarray = field(init=False)
     missing: int = field(init=False)
@@ -42,6 +47,16 @@ class Stack:
         self.mean_HWS[place] += before / (piece.sample + 1)
         self.squares_HWS[place] += before * (sample_hw - self.mean_HWS[place])
         self.missing -= 1
+        if self.keep:
+            self.kept.append((piece, sample_hw))
+
+    def sample_HWS(self, number: int) -> np.ndarray:
+        """Return one of the samples that were kept."""
+        stacked_HWS = self.scan.image_HWS.copy()
+        for piece, sample_hw in self.kept:
+            if piece.sample == number:
+                stacked_HWS[(*piece.window, piece.z)] = sample_hw
+        return stacked_HWS
 
     @property
     def std_HWS(self) -> np.ndarray | None:

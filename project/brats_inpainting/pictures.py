@@ -1,0 +1,124 @@
+"""Pictures of filled brains and of training, for papers and at a glance; the page for the browser is report.py's.
+
+Shapes: X Y Z a volume in LPS; R C the rows and columns of a picture.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from brats_inpainting.errors import ConfigError
+
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of an LPS array that the plane stands across
+WHITE = 99.5  # percentile of the tissue that is drawn white
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane of a brain: which one, and the rectangle of it that holds the brain."""
+
+    name: str
+    index: int
+    box: tuple[slice, ...]
+
+    @classmethod
+    def through(cls, mask_XYZ: np.ndarray, brain_XYZ: np.ndarray, name: str, index: int | None = None) -> Plane:
+        """Take the plane where the mask is largest, unless an index is given.
+
+        Raises:
+            ConfigError: when the index lies outside the volume.
+        """
+        axis = PLANES[name]
+        if index is None:
+            index = int(mask_XYZ.sum(axis=tuple({0, 1, 2} - {axis})).argmax())
+        if not 0 <= index < mask_XYZ.shape[axis]:
+            raise ConfigError(f"{name} slice {index}: the volume has slices 0 to {mask_XYZ.shape[axis] - 1}")
+        boxes = ndimage.find_objects((brain_XYZ | mask_XYZ).astype(np.uint8))
+        return cls(name, index, boxes[0] if boxes else (slice(None),) * 3)
+
+    def cut(self, volume_XYZ: np.ndarray) -> np.ndarray:
+        """Return the plane, R × C, anterior or superior up, the brain's left on the right."""
+        axis = PLANES[self.name]
+        cut = volume_XYZ[tuple(self.index if i == axis else side for i, side in enumerate(self.box))]
+        return cut.T if self.name == "axial" else cut.T[::-1]
+
+
+def white(volume_XYZ: np.ndarray) -> float:
+    """Return the intensity that is drawn white."""
+    tissue = volume_XYZ[volume_XYZ > 0]
+    return float(np.percentile(tissue, WHITE)) if tissue.size else 1.0
+
+
+def mosaic(
+    rows: Sequence[tuple[str, Plane, Mapping[str, np.ndarray], np.ndarray]], path: Path, *, title: str = ""
+) -> None:
+    """Write a PNG: one row per plane, one column per volume.
+
+    Args:
+        rows: label, plane, name → volume (X × Y × Z, LPS, the same intensities; the last one sets the grey levels), and
+            the mask, which is outlined in the first volume.
+        path: the PNG to write.
+        title: the line above everything.
+    """
+    columns = len(rows[0][2])
+    figure = _figure((3 * columns, 3.2 * len(rows)), facecolor="black", layout="constrained")
+    figure.suptitle(title, color="white")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, (label, plane, views, mask_XYZ) in zip(grid, rows, strict=True):
+        level = white(list(views.values())[-1])
+        for ax, (name, volume_XYZ) in zip(axes, views.items(), strict=True):
+            ax.imshow(plane.cut(volume_XYZ), cmap="gray", vmin=0, vmax=level)
+            ax.set_title(f"{name}{label}", color="white", fontsize=9)
+            ax.set_axis_off()
+        if plane.cut(mask_XYZ).any():
+            axes[0].contour(plane.cut(mask_XYZ), [0.5], colors="#ffb000", linewidths=0.8)
+    figure.savefig(path, dpi=100)
+
+
+def three_planes(views: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, path: Path, *, title: str) -> None:
+    """Write a mosaic of the three planes where the mask is largest."""
+    brain_XYZ = list(views.values())[-1] > 0
+    planes = [Plane.through(mask_XYZ, brain_XYZ, name) for name in reversed(PLANES)]
+    mosaic([(f", {plane.name}", plane, views, mask_XYZ) for plane in planes], path, title=title)
+
+
+def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write a PNG of a training run: losses on the left, validation scores on the right, against the step.
+
+    Args:
+        rows: what metrics.jsonl holds, each with its ``step``.
+        path: the PNG to write.
+    """
+    figure = _figure((11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in ("loss", "mse_q1", "mse_q2", "mse_q3", "mse_q4"):
+        if points := [(row["step"], row[name]) for row in rows if name in row]:
+            left.plot(*zip(*points, strict=True), label=name, alpha=1.0 if name == "loss" else 0.5)
+    left.set(xlabel="step", ylabel="loss; squared error by quartile of t", yscale="log")
+    left.legend()
+    for name, axes, colour in (("ssim", right, "tab:blue"), ("psnr", right.twinx(), "tab:orange")):
+        if points := [(row["step"], row[name]) for row in rows if name in row]:
+            axes.plot(*zip(*points, strict=True), color=colour, marker=".")
+        axes.set_ylabel(name.upper(), color=colour)
+    right.set(xlabel="step", title="held-out cases")
+    figure.savefig(path, dpi=100)
+
+
+def can_draw() -> bool:
+    """Tell whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _figure(size: tuple[float, float], **settings: Any) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("pictures need matplotlib\n  pip install 'brats-inpainting[report]'") from error
+    return Figure(figsize=size, **settings)

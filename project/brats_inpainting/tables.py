@@ -1,0 +1,187 @@
+"""Rows of scores → the tables of the paper (1 and 2): printed, as CSV, JSON, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.table import Table
+from scipy import stats
+
+from brats_inpainting.data.volume import whole_or_not_at_all
+from brats_inpainting.evaluate import Row
+
+
+class Metric(NamedTuple):
+    """How a column of numbers is called and written."""
+
+    title: str
+    form: str
+
+    def text(self, value: float) -> str:
+        """Write a number; an unknown one is a dash."""
+        return "–" if value != value else f"{value:{self.form}}"  # noqa: PLR0124 (NaN)
+
+
+METRICS = {
+    "ssim": Metric("SSIM", ".4f"),
+    "psnr": Metric("PSNR", ".2f"),
+    "mse": Metric("MSE", ".5f"),
+    "mae": Metric("MAE", ".4f"),
+    "stripe_index": Metric("stripes", ".2f"),
+    "stripe_index_truth": Metric("in truth", ".2f"),
+    "boundary_contrast": Metric("boundary", ".2f"),
+    "changed_inside": Metric("changed inside", ",.0f"),
+    "changed_outside": Metric("outside", ",.0f"),
+}
+COMPARED = ("ssim", "psnr", "mse", "mae")
+PUBLISHED = {  # mean and standard deviation of SSIM, PSNR and MSE in the paper
+    "paper, table 1: cross-validation": ((0.7884, 0.1187), (18.7441, 1.6935), (0.0144, 0.0056)),
+    "paper, table 2: challenge's validation": ((0.7804, 0.1264), (20.3525, 2.7963), (0.0113, 0.0075)),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text."""
+
+    title: str
+    header: tuple[str, ...]
+    body: Sequence[tuple[str, ...]]
+
+    note: str = ""
+
+    def rich(self) -> Table:
+        """Return it for the terminal."""
+        table = Table(*self.header, box=None, title=self.title, title_justify="left", caption=self.note or None)
+        table.caption_justify = "left"
+        table.columns[0].no_wrap = True
+        for line in self.body:
+            table.add_row(*line)
+        return table
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        lines = [self.header, ("---",) * len(self.header), *self.body]
+        return "\n".join(
+            [f"**{self.title}**\n", *(f"| {' | '.join(line)} |" for line in lines), f"\n{self.note}"]
+        ).strip()
+
+    def latex(self) -> str:
+        """Return it as LaTeX, for the package booktabs."""
+        head, *body = (" & ".join(map(_escaped, line)) + r" \\" for line in (self.header, *self.body))
+        return "\n".join(
+            [
+                rf"\begin{{table}}\caption{{{_escaped(f'{self.title}. {self.note}'.strip())}}}",
+                rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}\toprule",
+                *(head, r"\midrule", *body, r"\bottomrule"),
+                r"\end{tabular}\end{table}",
+            ]
+        )
+
+
+def grids(rows: Sequence[Row], *, pooled: bool = False, published: bool = False) -> list[Grid]:
+    """Return the tables that belong to some rows.
+
+    Args:
+        rows: scores, NaN where unknown.
+        pooled: add a line over the rows of all models, as the paper's tables do for its folds.
+        published: set the paper's figures beside them, marked as what they are: other data.
+
+    Returns:
+        Every case; a summary by model (two or more rows); paired differences (two or more models, same cases).
+    """
+    shown = {name: m for name, m in METRICS.items() if any(np.isfinite(getattr(row, name)) for row in rows)}
+    models = list(dict.fromkeys(row.model for row in rows))
+    several = len(models) > 1
+    header = (*(("case", "model") if several else ("case",)), *(metric.title for metric in shown.values()))
+    body = [
+        (*((row.case, row.model) if several else (row.case,)), *(m.text(getattr(row, n)) for n, m in shown.items()))
+        for row in rows
+    ]
+    made = [Grid("Cases", header, body)]
+    if len(rows) > 1:
+        made.append(_summary(rows, models, shown, pooled=pooled, published=published))
+    if several and not pooled:
+        made.append(_paired(rows, models))
+    return made
+
+
+def _summary(
+    rows: Sequence[Row], models: Sequence[str], shown: dict[str, Metric], *, pooled: bool, published: bool
+) -> Grid:
+    groups = {model: [row for row in rows if row.model == model] for model in models}
+    if pooled:
+        groups["pooled"] = list(rows)
+    columns = {name: metric for name, metric in shown.items() if not name.startswith("changed_inside")}
+    body: list[tuple[str, ...]] = []
+    for model, group in groups.items():
+        values = {name: np.array([getattr(row, name) for row in group], float) for name in columns}
+        means = (_spread(values[name], metric.form) for name, metric in columns.items())
+        body += [
+            (model, str(len(group)), *means),
+            ("  median", "", *(f"{np.median(values[name]):{metric.form}}" for name, metric in columns.items())),
+        ]
+    if published:
+        empty = ("–",) * (len(columns) - 3)
+        for name, pairs in PUBLISHED.items():
+            texts = (f"{m:{f.form}} ± {s:{f.form}}" for (m, s), f in zip(pairs, METRICS.values(), strict=False))
+            body.append((name, "", *texts, *empty))
+    note = "The paper's lines are other data, and cannot be compared case by case." if published else ""
+    header = ("model", "cases", *(metric.title for metric in columns.values()))
+    return Grid("Mean ± standard deviation; median", header, body, note)
+
+
+def _spread(values: np.ndarray, form: str) -> str:
+    spread = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{values.mean():{form}}{spread}"
+
+
+def _paired(rows: Sequence[Row], models: Sequence[str]) -> Grid:
+    """Compare every model with the first one on the cases that both filled."""
+    first, *others = ({row.case: row for row in rows if row.model == model} for model in models)
+    body = []
+    for model, theirs in zip(models[1:], others, strict=True):
+        common = [case for case in first if case in theirs]
+        for name in COMPARED:
+            difference = np.array([getattr(theirs[c], name) - getattr(first[c], name) for c in common])
+            mean = f"{difference.mean():+{METRICS[name].form}}" if common else "–"
+            body.append((model, METRICS[name].title, str(len(common)), mean, _p(difference)))
+    note = "Positive: larger than that of the first model. Two-sided Wilcoxon signed-rank test, not corrected."
+    return Grid(f"Paired differences from {models[0]}", ("model", "score", "cases", "mean difference", "p"), body, note)
+
+
+def _p(difference: np.ndarray) -> str:
+    """Return the p-value, which five cases or fewer can never bring below 0.05."""
+    if not np.isfinite(difference).all() or not difference.any():
+        return "–"
+    return f"{stats.wilcoxon(difference).pvalue:.2g}"
+
+
+def write(rows: Sequence[Row], made: Iterable[Grid], folder: Path) -> None:
+    """Write scores.csv (every score of every case), scores.json, scores.md and scores.tex."""
+    made = list(made)
+    plain = [{k: None if v != v else v for k, v in asdict(row).items()} for row in rows]  # noqa: PLR0124 (NaN)
+    texts = {
+        "json": json.dumps(plain, indent=1),
+        "md": "\n\n".join(grid.markdown() for grid in made),
+        "tex": "\n\n".join(grid.latex() for grid in made),
+    }
+    for kind, text in texts.items():
+        with whole_or_not_at_all(folder / f"scores.{kind}") as hidden:
+            hidden.write_text(text + "\n")
+    with whole_or_not_at_all(folder / "scores.csv") as hidden, hidden.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [column.name for column in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _escaped(text: str) -> str:
+    """Return text as LaTeX shows it."""
+    special = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "–": "--", "−": "$-$"}
+    return "".join(special.get(letter, letter) for letter in text)

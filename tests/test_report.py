@@ -1,0 +1,229 @@
+"""The page about a run, in a real browser; and pictures for papers."""
+
+import json
+import os
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from brats_inpainting import cli
+from brats_inpainting.data import cases
+
+from .conftest import LPS, brain, lesion, write_case
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+IDS = ["BraTS-GLI-00001-000", "BraTS-GLI-00002-000", "BraTS-GLI-00003-000"]
+SHAPE = (56, 56, 24)
+needs_browser = pytest.mark.skipif(
+    not CHROMIUM and "NEEDS_CHROMIUM" not in os.environ, reason="no Chromium here; .ci/run installs one"
+)
+
+
+def run(*args):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(arg) for arg in args])
+    return stop.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tiny_weights):
+    """Complete cases, filled with two samples by a tiny network, with the page that infer writes."""
+    root = tmp_path_factory.mktemp("report")
+    for seed, case_id in enumerate(IDS):
+        truth, healthy = brain(SHAPE, seed), lesion(SHAPE, centre=(0.6, 0.4, 0.5))
+        folder = write_case(root / "data", case_id, shape=SHAPE, mask=healthy | lesion(SHAPE, (0.3, 0.6, 0.5), 0.1))
+        for kind, values in (("t1n", truth), ("mask-healthy", healthy.astype(np.uint8))):
+            nib.save(nib.Nifti1Image(values, LPS), folder / f"{case_id}-{kind}.nii.gz")
+    places = ("--data-path", root / "data", "--output-path", root / "out", "--report-path", root / "run")
+    assert run("infer", *places, "--weights", tiny_weights, "--samples", 2, "--device", "cpu", "-q") == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, path, **settings):
+    """Open a page; return it and what it complained of and asked for."""
+    page, heard = browser.new_page(**settings), []
+    page.on("console", lambda message: heard.append(message.text))
+    page.on("pageerror", lambda error: heard.append(str(error)))
+    asked = [f"file://{path}"]
+    page.on("request", lambda request: request.url.startswith("data:") or asked.append(request.url))
+    page.goto(asked.pop())
+    return page, heard, asked
+
+
+@needs_browser
+def test_the_page_lists_every_case_and_asks_nothing_of_the_network(folders, browser):
+    page, heard, asked = opened(browser, folders / "run" / "report.html")
+    assert sorted(page.locator("section.case").evaluate_all("found => found.map(s => s.id)")) == IDS
+    assert heard == []
+    assert set(asked) == {f"file://{folders / 'run' / 'report.html'}"}
+    assert page.locator("img").evaluate_all("images => images.every(i => i.complete && i.naturalWidth > 0 && i.alt)")
+
+
+@needs_browser
+def test_the_worst_case_comes_first(folders, browser):
+    page, _, _ = opened(browser, folders / "run" / "report.html")
+    place = page.locator("#overview + div thead th").all_inner_texts().index("SSIM")
+    rows = page.locator("#overview + div tbody tr")
+    ssim = [float(row.locator("td").nth(place).inner_text()) for row in rows.all()]
+    assert ssim == sorted(ssim)
+    assert len(ssim) == 3
+
+
+@needs_browser
+def test_the_slider_moves_the_picture_by_mouse_and_by_keyboard(folders, browser):
+    page, _, _ = opened(browser, folders / "run" / "report.html")
+    section = page.locator("section.case").first
+    planes, slider = section.locator(".planes"), section.locator(".split")
+    pictures = {}
+    for share in ("0", "100"):
+        slider.fill(share)
+        page.mouse.move(0, 0)
+        pictures[share] = planes.screenshot()
+    assert pictures["0"] != pictures["100"]
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert slider.input_value() == "99"
+    wipe = section.locator(".wipe").first
+    wipe.hover(position={"x": 1, "y": 5})
+    assert slider.input_value() == "0"
+    section.locator(".pick[data-side=left]").select_option("voided")
+    section.locator(".pick[data-side=right]").select_option("uncertainty")
+    assert section.locator(".view.left").first.get_attribute("data-view") == "voided"
+    assert planes.screenshot() not in pictures.values()
+
+
+@needs_browser
+def test_flicker_alternates_and_stops(folders, browser):
+    page, heard, _ = opened(browser, folders / "run" / "report.html")
+    section = page.locator("section.case").first
+    button, slider = section.locator(".flicker"), section.locator(".split")
+    button.click()
+    page.mouse.move(0, 0)
+    seen = set()
+    for _ in range(12):
+        page.wait_for_timeout(250)
+        seen.add(slider.input_value())
+    assert {"0", "100"} <= seen
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert heard == []
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(folders, browser, scheme):
+    page, _, _ = opened(browser, folders / "run" / "report.html", color_scheme=scheme)
+    colours = page.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
+    ink, ground = (sum(int(v) for v in colour[4:-1].split(",")) / 3 for colour in colours)
+    dark, bright = (ink, ground) if scheme == "light" else (ground, ink)
+    assert dark < 60
+    assert bright > 200
+
+
+@needs_browser
+def test_every_view_is_printed(folders, browser):
+    page, _, _ = opened(browser, folders / "run" / "report.html")
+    page.emulate_media(media="print")
+    views = page.locator("section.case").first.locator(".view")
+    assert views.evaluate_all("all => all.every(v => getComputedStyle(v).visibility === 'visible')")
+    assert not page.locator(".controls").first.is_visible()
+
+
+def text(folder):
+    return (folder / "report.html").read_text()
+
+
+def test_the_page_tells_settings_and_versions_and_no_path_of_the_machine(folders):
+    page, record = text(folders / "run"), json.loads((folders / "run" / "run.json").read_text())
+    assert record["settings"]["weights"] in page
+    assert "dpmpp_2m" in page
+    assert record["versions"]["torch"] in page
+    assert str(folders) not in page
+    assert "/tmp" not in page.replace("data:image", "")
+
+
+def test_infer_keeps_the_single_samples_and_their_spread(folders):
+    kept = {path.name for path in (folders / "run").glob("*.nii.gz")}
+    assert kept == {f"{i}-t1n-inference-{what}.nii.gz" for i in IDS for what in ("std", "sample-1", "sample-2")}
+
+
+def test_without_images_the_page_shows_numbers_only(folders, tmp_path):
+    places = ("--predictions", folders / "out", "--data-path", folders / "data", "--report-path", tmp_path)
+    assert run("report", *places, "--no-images") == 0
+    page = text(tmp_path)
+    assert "data:image" not in page
+    assert "holds no images" in page
+    assert all(case_id in page for case_id in IDS)
+
+
+def test_the_viewer_is_embedded_and_works_without_a_network(folders, tmp_path):
+    places = ("--predictions", folders / "out", "--data-path", folders / "data", "--report-path", tmp_path)
+    assert run("evaluate", *places, "--viewer") == 0
+    page = text(tmp_path)
+    assert page.count("<iframe") == 3
+    assert "githubusercontent" not in page
+
+
+@needs_browser
+def test_the_viewer_draws_in_the_browser(folders, tmp_path, browser):
+    places = ("--predictions", folders / "out", "--data-path", folders / "data", "--report-path", tmp_path)
+    assert run("report", *places, "--viewer") == 0
+    page, heard, asked = opened(browser, tmp_path / "report.html")
+    page.locator("section.case summary").first.click()
+    canvas = page.frame_locator("section.case iframe").first.locator("canvas").first
+    canvas.wait_for()
+    drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+    page.wait_for_timeout(500)
+    assert canvas.evaluate(drawn) > 10
+    assert heard == []
+    assert all(url.startswith(("file:", "about:", "blob:")) for url in asked)
+
+
+def test_several_models_stand_side_by_side(folders, tmp_path):
+    assert run("baseline", "--method", "mean", "--data-path", folders / "data", "--output-path", tmp_path / "mean") == 0
+    models = ("--predictions", folders / "out", "--predictions", tmp_path / "mean")
+    assert run("evaluate", *models, "--data-path", folders / "data", "--report-path", tmp_path / "r") == 0
+    page = text(tmp_path / "r")
+    assert "Paired differences from out" in page
+    assert "mean − truth" in page
+
+
+def test_failures_are_on_the_page_without_their_paths(folders, tmp_path):
+    shutil.copytree(folders / "out", tmp_path / "out")
+    (tmp_path / "out" / cases.output_name(IDS[1])).unlink()
+    places = ("--predictions", tmp_path / "out", "--data-path", folders / "data", "--report-path", tmp_path / "r")
+    assert run("evaluate", *places) == 3
+    page = text(tmp_path / "r")
+    assert f"{IDS[1]}, out: " in page
+    assert str(tmp_path) not in page
+
+
+def test_without_what_the_page_needs_infer_still_fills(folders, tmp_path, monkeypatch, capfd, tiny_weights):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    places = ("--data-path", folders / "data", "--output-path", tmp_path / "out", "--report-path", tmp_path / "r")
+    assert run("infer", *places, "--weights", tiny_weights, "--device", "cpu") == 0
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert "pip install 'brats-inpainting[report]'" in capfd.readouterr().err
+
+
+def test_a_picture_for_a_paper_has_a_row_per_slice(folders, tmp_path):
+    places = ("--predictions", folders / "out", "--data-path", folders / "data", "--output", tmp_path / "p.png")
+    assert run("picture", *places, "--case", IDS[0], "--case", IDS[1], "--plane", "axial", "--slice", 12) == 0
+    two = Image.open(tmp_path / "p.png").size
+    assert run("picture", *places, "--case", IDS[0], "--plane", "axial") == 0
+    assert two[1] == 2 * Image.open(tmp_path / "p.png").size[1]
+    assert run("picture", *places, "--case", "nobody") == 2
+    assert run("picture", *places, "--case", IDS[0], "--plane", "axial", "--slice", 99) == 2
