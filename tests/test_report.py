@@ -185,9 +185,8 @@ def test_the_viewer_draws_in_the_browser(folders, tmp_path, browser):
     page.locator("section.case summary").first.click()
     canvas = page.frame_locator("section.case iframe").first.locator("canvas").first
     canvas.wait_for()
-    drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
     page.wait_for_timeout(500)
-    assert canvas.evaluate(drawn) > 10
+    assert canvas.evaluate("c => c.toDataURL().length") > 20_000  # an empty one takes 2000 characters
     assert heard == []
     assert all(url.startswith(("file:", "about:", "blob:")) for url in asked)
 
@@ -219,11 +218,16 @@ def test_without_what_the_page_needs_infer_still_fills(folders, tmp_path, monkey
     assert "pip install 'brats-inpainting[report]'" in capfd.readouterr().err
 
 
+def height(path):
+    with Image.open(path) as image:
+        return image.height
+
+
 def test_a_picture_for_a_paper_has_a_row_per_slice(folders, tmp_path):
     places = ("--predictions", folders / "out", "--data-path", folders / "data", "--output", tmp_path / "p.png")
     assert run("picture", *places, "--case", IDS[0], "--case", IDS[1], "--plane", "axial", "--slice", 12) == 0
-    two = Image.open(tmp_path / "p.png").size
+    two = height(tmp_path / "p.png")
     assert run("picture", *places, "--case", IDS[0], "--plane", "axial") == 0
-    assert two[1] == 2 * Image.open(tmp_path / "p.png").size[1]
+    assert two == 2 * height(tmp_path / "p.png")
     assert run("picture", *places, "--case", "nobody") == 2
     assert run("picture", *places, "--case", IDS[0], "--plane", "axial", "--slice", 99) == 2

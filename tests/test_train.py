@@ -294,6 +294,33 @@ def test_held_out_cases_are_filled_scored_drawn_and_never_trained_on(run, tmp_pa
     ]
 
 
+def test_a_folder_of_its_own_validates_and_all_other_subjects_train(run, prepared, tmp_path):
+    others = tmp_path / "others"
+    for case in ("BraTS-GLI-00001-000", "BraTS-GLI-00002-000"):
+        new = case.replace("000", "900", 1)
+        (others / new).mkdir(parents=True)
+        for path in (prepared[1] / case).iterdir():
+            (others / new / path.name.replace(case, new)).write_bytes(path.read_bytes())
+    flat = others / "BraTS-GLI-90001-000" / "BraTS-GLI-90001-000-t1n.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((72, 72, 24), np.float32), LPS), flat)  # nothing can be scored in it
+    recipe = with_(held_out=1, max_steps=2, validate_every=2)
+    run(recipe=recipe, validation_path=others)
+    assert "ssim" in lines(tmp_path / "run")[-1]
+    assert [path.name for path in (tmp_path / "run" / "pictures").iterdir()] == ["BraTS-GLI-90002-000-00000002.png"]
+    assert json.loads((tmp_path / "run" / "folds.json").read_text())["validation"] == [[], []]
+    with pytest.raises(ConfigError, match="trains and validates"):
+        run("again", recipe=recipe, validation_path=prepared[1])
+
+
+def test_a_cpu_that_would_imitate_half_precision_trains_in_float32(run, monkeypatch, caplog):
+    whole = run("whole", recipe=with_(max_steps=2))
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    half = run("half", recipe=with_(max_steps=2, precision="bf16"))
+    assert "no bf16" in caplog.text
+    networks = (checkpoint.load(path).network for path in (whole, half))
+    assert all(torch.equal(a, b) for a, b in zip(*(n.parameters() for n in networks), strict=True))
+
+
 def test_a_state_is_exported_for_us_and_for_guided_diffusion(run, tmp_path, caplog):
     run()
     stored = state(tmp_path / "run")

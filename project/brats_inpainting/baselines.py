@@ -21,8 +21,12 @@ log = logging.getLogger(__name__)
 
 def mean(scan: Scan) -> np.ndarray:
     """Fill with the mean of the scan's brain outside the mask: H × W × S in [0, 1]."""
-    brain = scan.image_HWS[(scan.image_HWS > 0) & ~scan.mask_HWS]
-    return np.where(scan.mask_HWS, brain.mean(), scan.image_HWS)
+    return np.where(scan.mask_HWS, scan.image_HWS[_known(scan)].mean(), scan.image_HWS)
+
+
+def _known(scan: Scan) -> np.ndarray:
+    """Return where there is tissue outside the mask."""
+    return (scan.image_HWS > 0) & ~scan.mask_HWS
 
 
 def biharmonic(scan: Scan) -> np.ndarray:
@@ -49,12 +53,12 @@ def telea(scan: Scan) -> np.ndarray:
 
 
 def mirror(scan: Scan) -> np.ndarray:
-    """Fill from the other hemisphere, and with the mean where that is masked or background: H × W × S in [0, 1].
+    """Fill from the other hemisphere, and with the mean where that is masked too: H × W × S in [0, 1].
 
     The midsagittal plane is the one, near the brain's middle and parallel to the image's sides, that best maps known
     tissue onto known tissue (least mean squared difference), half of it at least.
     """
-    known_HWS = (scan.image_HWS > 0) & ~scan.mask_HWS
+    known_HWS = _known(scan)
     left, right = np.flatnonzero((known_HWS | scan.mask_HWS).any(axis=(1, 2)))[[0, -1]]
     middle = left + right
     shifts = sorted(range(middle - MIDLINE_SEARCH, middle + MIDLINE_SEARCH + 1), key=lambda shift: abs(shift - middle))
@@ -66,7 +70,7 @@ def mirror(scan: Scan) -> np.ndarray:
         return float(np.square(scan.image_HWS - _reflected(scan.image_HWS, shift))[both_HWS].mean())
 
     shift = min(shifts, key=mismatch)
-    filled_HWS = np.where(_reflected(known_HWS, shift), _reflected(scan.image_HWS, shift), mean(scan))
+    filled_HWS = np.where(_reflected(scan.mask_HWS, shift), mean(scan), _reflected(scan.image_HWS, shift))
     return np.where(scan.mask_HWS, filled_HWS, scan.image_HWS)
 
 

@@ -28,7 +28,9 @@ from brats_inpainting.pictures import PLANES, Plane, white
 from brats_inpainting.tables import METRICS, Grid
 
 PAGE = "report.html"
-AROUND = 5  # voxels around the mask that are compared with its inside
+MARGIN = 5  # voxels around the mask that are compared with its inside
+AROUND, REST = "around the mask", "rest of the tissue"
+STYLES = {"truth": "truth", AROUND: "rest", REST: "rest"}  # of the lines in charts; models have colours
 BINS = np.linspace(0, 1.2, 49)  # of the histogram, in shares of white
 HEAT = [(0, 0, 0), (190, 30, 60), (255, 170, 40), (255, 255, 220)]  # none … most uncertain
 BALANCE = [(60, 130, 255), (20, 40, 90), (40, 40, 40), (100, 25, 25), (255, 80, 60)]  # darker … equal … brighter
@@ -54,10 +56,10 @@ class Shown(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line of a chart: its name, its colour's number, and its points in per cent of the chart."""
+    """A line of a chart: its name, its style, and its points in per cent of the chart."""
 
     name: str
-    colour: int
+    style: str
     points: str
 
 
@@ -196,23 +198,23 @@ def _charts(exam: Exam) -> list[Chart]:
     around_XYZ = tissue_XYZ & _grown(mask_XYZ)
     planes = np.flatnonzero(mask_XYZ.any(axis=(0, 1)))
     profiles = {name: _profile(volume_XYZ, mask_XYZ, planes) / level for name, volume_XYZ in inside.items()}
-    profiles["around the mask"] = _profile(exam.voided_XYZ, around_XYZ, planes) / level
+    profiles[AROUND] = _profile(exam.voided_XYZ, around_XYZ, planes) / level
     shares = {name: _shares(volume_XYZ[mask_XYZ] / level) for name, volume_XYZ in inside.items()}
-    shares["rest of the tissue"] = _shares(exam.voided_XYZ[tissue_XYZ] / level)
+    shares[REST] = _shares(exam.voided_XYZ[tissue_XYZ] / level)
     return [
         _chart("Mean intensity, slice by slice", "slice", profiles, (planes[0], planes[-1])),
-        _chart("Histogram", "intensity, share of white", shares, (BINS[0], BINS[-1])),
+        _chart("Histogram", "intensity, share of white", shares, (BINS[0], BINS[-1]), top=1.5 * _highest(shares)),
     ]
 
 
 def _grown(mask_XYZ: np.ndarray) -> np.ndarray:
     """Return the mask grown within its axial slices."""
     box = tuple(
-        slice(max(0, s.start - AROUND), s.stop + AROUND) for s in ndimage.find_objects(mask_XYZ.astype("u1"))[0]
+        slice(max(0, s.start - MARGIN), s.stop + MARGIN) for s in ndimage.find_objects(mask_XYZ.astype("u1"))[0]
     )
     cross = ndimage.generate_binary_structure(2, 1)[:, :, None]
     grown_XYZ = np.zeros_like(mask_XYZ)
-    grown_XYZ[box] = ndimage.binary_dilation(mask_XYZ[box], cross, iterations=AROUND)
+    grown_XYZ[box] = ndimage.binary_dilation(mask_XYZ[box], cross, iterations=MARGIN)
     return grown_XYZ
 
 
@@ -228,16 +230,25 @@ def _shares(values: np.ndarray) -> np.ndarray:
     return counts / max(1, counts.sum())
 
 
-def _chart(title: str, across: str, lines: dict[str, np.ndarray], ends: tuple[float, float]) -> Chart:
+def _highest(shares: dict[str, np.ndarray]) -> float:
+    """Return the peak of real tissue; that of a constant fill would flatten all else."""
+    return max(float(values.max()) for name, values in shares.items() if name in STYLES)
+
+
+def _chart(
+    title: str, across: str, lines: dict[str, np.ndarray], ends: tuple[float, float], top: float = np.inf
+) -> Chart:
     every = np.concatenate([values[np.isfinite(values)] for values in lines.values()])
-    low, high = (float(every.min()), float(every.max())) if every.size else (0.0, 1.0)
+    low, high = (float(every.min()), min(top, float(every.max()))) if every.size else (0.0, 1.0)
     scale = 100 / ((high - low) or 1.0)
     curves = []
-    for colour, (name, values) in enumerate(lines.items()):
+    for number, (name, values) in enumerate(lines.items()):
         x = np.linspace(0, 100, len(values)) if len(values) > 1 else np.array([50.0])
         known = np.isfinite(values)
         pairs = zip(x[known], 100 - scale * (values[known] - low), strict=True)
-        curves.append(Curve(name, colour, " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs)))
+        curves.append(
+            Curve(name, STYLES.get(name, f"model{number % 5}"), " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs))
+        )
     return Chart(title, across, f"{ends[0]:g}", f"{ends[1]:g}", f"{low:.2g}", f"{high:.2g}", curves)
 
 

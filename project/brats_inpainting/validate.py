@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,11 @@ from brats_inpainting.state import State
 log = logging.getLogger(__name__)
 
 
+def _can_be_scored(case: Files) -> bool:
+    """Tell whether there is a healthy mask with some contrast in it, now and not after hours of training."""
+    return case.healthy is not None and len(np.unique(volume.read(case.t1n)[volume.read(case.healthy) > 0.5])) > 1
+
+
 @dataclass(frozen=True)
 class Validation:
     """Complete cases with a healthy mask."""
@@ -30,8 +36,8 @@ class Validation:
 
     @classmethod
     def of(cls, files: Sequence[Files], config: TrainConfig) -> Validation | None:
-        """Take the first few held-out cases that have a healthy mask; ``None`` where there are none."""
-        usable = [case for case in files if case.healthy][: config.validation_cases]
+        """Take the first few held-out cases that can be scored; ``None`` where there are none."""
+        usable = list(islice(filter(_can_be_scored, files), config.validation_cases))
         names = ", ".join(case.id for case in usable)
         log.info("validating on %s", names or "nothing: no held-out case with a mask-healthy")
         return cls(usable) if usable else None

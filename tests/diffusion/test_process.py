@@ -158,3 +158,12 @@ def test_pixel_weights_choose_where_errors_count(truth):
     assert torch.equal(mse(eps + (1 - inside), inside), torch.zeros(3))  # wrong only where nothing counts
     torch.testing.assert_close(mse(eps + 1, 4 * inside), torch.ones(3), rtol=FLOAT32, atol=0)  # 16 of 64 pixels
     assert torch.equal(mse(eps * 2, torch.ones(SHAPE)), mse(eps * 2, None))
+
+
+def test_the_cosine_schedule_follows_its_formula():
+    schedule = Schedule.of(DiffusionConfig(steps=1000, schedule="cosine"))
+    t = np.arange(1, 991)  # at the very end β is capped
+    expected = np.cos((t / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    assert schedule.alpha_bar[t - 1] == pytest.approx(expected)
+    assert schedule.betas.max() == 0.999
+    assert (Schedule.of(DiffusionConfig()).betas == SCHEDULE.betas).all()
