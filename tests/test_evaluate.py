@@ -12,7 +12,7 @@ from scipy import stats
 
 from brats_inpainting import baselines, evaluate, metrics, tables
 from brats_inpainting.data import cases, volume
-from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.errors import ConfigError
 from brats_inpainting.evaluate import Row
 
 from .conftest import LPS, ball, brain, lesion, write_case
@@ -75,7 +75,7 @@ def test_what_cannot_be_scored_is_named_and_the_rest_goes_on(complete):
         (IDS[3], "bad"),
     ]
     assert set(failed) == {f"good/{IDS[0]}", f"bad/{IDS[1]}", IDS[2]}
-    assert "(9, 9, 9)" in failed[f"bad/{IDS[1]}"]
+    assert "(9, 9, 9) voxels on another grid" in failed[f"bad/{IDS[1]}"]
 
 
 def test_folders_of_a_cross_validation_need_not_hold_every_case(complete):
@@ -102,8 +102,46 @@ def test_without_a_truth_only_stripes_and_changes_are_known(complete):
 
 def test_folders_of_the_same_name_are_told_apart(tmp_path):
     folders = [tmp_path / "a" / "filled", tmp_path / "b" / "filled"]
-    assert evaluate.names(folders) == {"a/filled": folders[0], "b/filled": folders[1]}
+    assert evaluate.names(folders) == {"filled": folders[0], "filled (2)": folders[1]}
     assert evaluate.names([folders[0], folders[0]]) == {"filled": folders[0]}
+
+
+@pytest.mark.parametrize("name", ["truth", "voided", "pooled"])
+def test_a_folder_whose_name_has_a_meaning_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="Rename"):
+        evaluate.names([tmp_path / name])
+
+
+def test_a_prediction_on_another_grid_is_not_scored(complete):
+    path = complete / "good" / cases.output_name(IDS[0])
+    moved = LPS.copy()
+    moved[0, 3] = 5
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), moved), path)
+    rows, failed = scored(complete, "good")
+    assert "another grid" in failed[f"good/{IDS[0]}"]
+    assert len(rows) == 3
+
+
+def test_a_case_that_no_model_filled_is_named_even_in_a_cross_validation(complete):
+    (complete / "good" / cases.output_name(IDS[0])).unlink()
+    assert set(scored(complete, "good", pooled=True)[1]) == {IDS[0]}
+
+
+def test_the_rest_of_the_mask_does_not_enter_stripes_and_boundary(complete):
+    expected = scored(complete, "good")[0][0]
+    folder = complete / "data" / IDS[0]
+    mask = lesion(SHAPE, radius=0.12) | ball(SHAPE, (0.55, 0.45, 0.85), 0.1)  # a second part, right above
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), LPS), folder / f"{IDS[0]}-mask.nii.gz")
+    path = complete / "good" / cases.output_name(IDS[0])
+    rest = mask & ~lesion(SHAPE, radius=0.12)
+    found = []
+    for level in (0, 900):
+        filled = np.where(rest, level, np.asarray(nib.load(path).dataobj)).astype(np.float32)
+        nib.save(nib.Nifti1Image(filled, LPS), path)
+        found.append(scored(complete, "good")[0][0])
+    assert found[0].stripe_index == found[1].stripe_index
+    assert found[0].boundary_contrast == found[1].boundary_contrast
+    assert found[0].ssim == expected.ssim
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
@@ -147,7 +185,9 @@ def test_the_tables_are_written_in_four_forms(complete, tmp_path):
         lines = list(csv.DictReader(file))
     assert [line["case"] for line in lines] == [row.case for row in found]
     assert float(lines[0]["ssim"]) == found[0].ssim  # to the last digit
-    assert json.loads((tmp_path / "scores.json").read_text())[3]["model"] == "bad"
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    assert stored["cases"][3]["model"] == "bad"
+    assert [table["title"] for table in stored["tables"]] == [grid.title for grid in tables.grids(found)]
     markdown, latex = ((tmp_path / f"scores.{kind}").read_text() for kind in ("md", "tex"))
     assert f"| {IDS[0]} | good | {found[0].ssim:.4f} |" in markdown
     assert r"\toprule" in latex
@@ -156,8 +196,20 @@ def test_the_tables_are_written_in_four_forms(complete, tmp_path):
 
 
 def test_an_unknown_score_is_null_in_json(tmp_path):
-    tables.write([Row("a", "m")], [], tmp_path)
-    assert json.loads((tmp_path / "scores.json").read_text())[0]["ssim"] is None
+    tables.write([Row("a", "m", psnr=math.inf)], [], tmp_path)
+    stored = json.loads((tmp_path / "scores.json").read_text())["cases"][0]
+    assert stored["ssim"] is stored["psnr"] is None
+
+
+def test_what_is_unknown_or_infinite_is_not_averaged():
+    summary = tables.grids([Row("a", "m", ssim=1, psnr=math.inf), Row("b", "m", ssim=math.nan, psnr=20)])[1]
+    assert summary.body[0][2:4] == ("1.0000", "∞")
+
+
+def test_names_cannot_break_a_table():
+    grid = tables.Grid("a_b", ("x", "y"), [("50 % | {z}", r"\q~^$#&")])
+    assert r"50 % \| {z}" in grid.markdown()
+    assert r"50 \% | \{z\} & \textbackslash{}q\~{}\^{}\$\#\&" in grid.latex()
 
 
 def test_telea_carries_a_constant_surrounding_into_the_hole():
@@ -231,9 +283,16 @@ def test_the_largest_plane_of_a_mask_is_drawn_unless_another_is_asked_for():
         Plane.through(mask, mask, "coronal", 30)
 
 
-def test_scores_in_a_case_without_a_common_grid_say_so():
-    exam = evaluate.Exam("x", np.zeros((3, 3, 3)), np.ones((3, 3, 3), bool), fills={"m": np.zeros((4, 3, 3))})
-    assert exam.rows() == []
-    assert "(4, 3, 3)" in exam.failed["m/x"]
-    with pytest.raises(CaseError):
-        metrics.score(*[np.zeros((3, 3, 3))] * 3, np.ones((4, 3, 3), bool))
+def test_a_slice_that_is_masked_completely_gets_the_mean():
+    image_HWS = np.full((12, 12, 4), 0.5, np.float32)
+    mask_HWS = np.zeros(image_HWS.shape, bool)
+    mask_HWS[:, :, 1] = True
+    scan = framed(np.where(mask_HWS, 0, image_HWS), mask_HWS)
+    for method in (baselines.biharmonic, baselines.telea):
+        assert (method(scan) == 0.5).all()
+
+
+def test_a_baseline_does_not_overwrite_unasked(complete):
+    with pytest.raises(ConfigError, match="--overwrite"):
+        baselines.fill_folder("mean", complete / "data", complete / "good")
+    assert not baselines.fill_folder("mean", complete / "data", complete / "good", overwrite=True)

@@ -137,6 +137,8 @@ def test_scores_are_the_same_for_every_type_of_array():
     prediction, truth, voided, healthy = (np.round(volume) for volume in random_case())
     expected = score(prediction, truth, voided, healthy)
     assert score(*(volume.astype(np.uint16) for volume in (prediction, truth, voided, healthy))) == expected
+    flipped = (volume[:, :, ::-1] for volume in (prediction, truth, voided, healthy))
+    assert score(*flipped)[1:] == pytest.approx(expected[1:], rel=1e-12)  # another order of sums
     assert score(*(volume.astype(">f4") for volume in (prediction, truth, voided, healthy))) == expected
 
 

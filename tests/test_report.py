@@ -1,7 +1,9 @@
 """The page about a run, in a real browser; and pictures for papers."""
 
+import io
 import json
 import os
+import re
 import shutil
 
 import nibabel as nib
@@ -55,7 +57,7 @@ def browser():
 def opened(browser, path, **settings):
     """Open a page; return it and what it complained of and asked for."""
     page, heard = browser.new_page(**settings), []
-    page.on("console", lambda message: heard.append(message.text))
+    page.on("console", lambda message: message.type == "error" and heard.append(message.text))
     page.on("pageerror", lambda error: heard.append(str(error)))
     asked = [f"file://{path}"]
     page.on("request", lambda request: request.url.startswith("data:") or asked.append(request.url))
@@ -75,34 +77,55 @@ def test_the_page_lists_every_case_and_asks_nothing_of_the_network(folders, brow
 @needs_browser
 def test_the_worst_case_comes_first(folders, browser):
     page, _, _ = opened(browser, folders / "run" / "report.html")
-    place = page.locator("#overview + div thead th").all_inner_texts().index("SSIM")
-    rows = page.locator("#overview + div tbody tr")
+    place = page.locator("[id=-overview] + div thead th").all_inner_texts().index("SSIM")
+    rows = page.locator("[id=-overview] + div tbody tr")
     ssim = [float(row.locator("td").nth(place).inner_text()) for row in rows.all()]
     assert ssim == sorted(ssim)
     assert len(ssim) == 3
 
 
+def apart(one, other):
+    """Return the mean difference of two screenshots in grey levels."""
+    one, other = (np.asarray(Image.open(io.BytesIO(shot)).convert("L"), float) for shot in (one, other))
+    return abs(one - other).mean()
+
+
 @needs_browser
 def test_the_slider_moves_the_picture_by_mouse_and_by_keyboard(folders, browser):
     page, _, _ = opened(browser, folders / "run" / "report.html")
+    page.add_style_tag(content=".wipe::after { display: none }")  # the line between the pictures
     section = page.locator("section.case").first
     planes, slider = section.locator(".planes"), section.locator(".split")
-    pictures = {}
-    for share in ("0", "100"):
+    left, right = (section.locator(f".pick[data-side={side}]") for side in ("left", "right"))
+
+    def seen(share):
         slider.fill(share)
         page.mouse.move(0, 0)
-        pictures[share] = planes.screenshot()
-    assert pictures["0"] != pictures["100"]
+        return planes.screenshot()
+
+    slid = {share: seen(share) for share in ("0", "50", "100")}
+    shown = left.input_value(), right.input_value()
+    alone = {}
+    for share, view in (("100", shown[0]), ("0", shown[1])):
+        left.select_option(view)
+        right.select_option(view)
+        alone[share] = seen("50")
+    assert len(set(slid.values())) == 3
+    off = {(a, b): apart(slid[a], alone[b]) for a in alone for b in alone}
+    assert max(off["0", "0"], off["100", "100"]) < 0.2  # a clipped picture may be scaled with other rounding
+    assert min(off["0", "100"], off["100", "0"]) > 1
+    left.select_option(shown[0])
+    slider.fill("100")
     slider.focus()
     page.keyboard.press("ArrowLeft")
     assert slider.input_value() == "99"
     wipe = section.locator(".wipe").first
     wipe.hover(position={"x": 1, "y": 5})
     assert slider.input_value() == "0"
-    section.locator(".pick[data-side=left]").select_option("voided")
-    section.locator(".pick[data-side=right]").select_option("uncertainty")
+    left.select_option("voided")
+    right.select_option("uncertainty")
     assert section.locator(".view.left").first.get_attribute("data-view") == "voided"
-    assert planes.screenshot() not in pictures.values()
+    assert planes.screenshot() not in slid.values()
 
 
 @needs_browser
@@ -152,7 +175,7 @@ def test_the_page_tells_settings_and_versions_and_no_path_of_the_machine(folders
     assert "dpmpp_2m" in page
     assert record["versions"]["torch"] in page
     assert str(folders) not in page
-    assert "/tmp" not in page.replace("data:image", "")
+    assert "/tmp" not in re.sub(r'"data:[^"]*"', "", page)
 
 
 def test_infer_keeps_the_single_samples_and_their_spread(folders):
@@ -200,6 +223,57 @@ def test_several_models_stand_side_by_side(folders, tmp_path):
     assert "mean − truth" in page
 
 
+def test_the_settings_of_a_run_are_shown_for_its_own_files_only(folders, tmp_path):
+    shutil.copytree(folders / "run", tmp_path / "run")
+    shutil.copytree(folders / "out", tmp_path / "out")
+    places = ("--predictions", tmp_path / "out", "--data-path", folders / "data", "--report-path", tmp_path / "run")
+    assert run("evaluate", *places) == 0
+    assert text(tmp_path / "run").count("dpmpp_2m") == 1
+    assert text(tmp_path / "run").count("uncertainty, axial") == 3
+    assert run("baseline", "--method", "mean", *places[2:4], "--output-path", tmp_path / "out", "--overwrite") == 0
+    assert run("evaluate", *places) == 0
+    assert "dpmpp_2m" not in text(tmp_path / "run")
+    assert "uncertainty, axial" not in text(tmp_path / "run")
+
+
+def test_samples_of_an_earlier_run_do_not_stay(folders, tmp_path, tiny_weights):
+    places = ("--data-path", folders / "data", "--output-path", tmp_path / "out", "--report-path", tmp_path / "r")
+    for samples in (2, 1):
+        how = ("--weights", tiny_weights, "--samples", samples, "--overwrite", "--device", "cpu", "--no-images")
+        assert run("infer", *places, *how) == 0
+        assert len(list((tmp_path / "r").glob("*.nii.gz"))) == (9 if samples == 2 else 0)
+    assert "data:image" not in text(tmp_path / "r")
+
+
+def test_a_single_pair_has_no_truth_unless_it_is_named_as_one(folders, tmp_path, tiny_weights):
+    for kind, name in (("t1n", "T1"), ("mask", "lesion")):
+        shutil.copy(folders / "data" / IDS[0] / f"{IDS[0]}-{kind}.nii.gz", tmp_path / f"{name}.nii.gz")
+    files = ("--image", tmp_path / "T1.nii.gz", "--mask", tmp_path / "lesion.nii.gz", "--output", tmp_path / "o.nii.gz")
+    assert run("infer", *files, "--weights", tiny_weights, "--report-path", tmp_path / "r", "--device", "cpu") == 0
+    page = text(tmp_path / "r")
+    assert 'data-view="filled"' in page
+    assert 'data-view="truth"' not in page
+    assert "SSIM 0" not in page
+
+
+def test_a_case_that_infer_could_not_fill_is_listed_as_failed(folders, tmp_path, tiny_weights):
+    shutil.copytree(folders / "data", tmp_path / "data")
+    shutil.copytree(folders / "out", tmp_path / "out")
+    (tmp_path / "data" / IDS[1] / f"{IDS[1]}-mask.nii.gz").write_bytes(b"nonsense")
+    places = ("--data-path", tmp_path / "data", "--output-path", tmp_path / "out", "--report-path", tmp_path / "r")
+    assert run("infer", *places, "--weights", tiny_weights, "--overwrite", "--device", "cpu") == 3
+    page = text(tmp_path / "r")
+    assert f'id="{IDS[1]}"' not in page
+    assert re.search(rf"<li>{IDS[1]}", page)
+    assert str(tmp_path) not in page
+
+
+def test_a_report_among_the_filled_scans_is_refused(folders):
+    places = ("--predictions", folders / "out", "--data-path", folders / "data")
+    assert run("evaluate", *places, "--report-path", folders / "out") == 2
+    assert run("report", *places, "--report-path", folders / "out" / "deeper") == 2
+
+
 def test_failures_are_on_the_page_without_their_paths(folders, tmp_path):
     shutil.copytree(folders / "out", tmp_path / "out")
     (tmp_path / "out" / cases.output_name(IDS[1])).unlink()
@@ -230,4 +304,5 @@ def test_a_picture_for_a_paper_has_a_row_per_slice(folders, tmp_path):
     assert run("picture", *places, "--case", IDS[0], "--plane", "axial") == 0
     assert two == 2 * height(tmp_path / "p.png")
     assert run("picture", *places, "--case", "nobody") == 2
+    assert run("picture", *places[:4], "--case", IDS[0], "--output", tmp_path / "p.jpeg") == 2
     assert run("picture", *places, "--case", IDS[0], "--plane", "axial", "--slice", 99) == 2

@@ -88,7 +88,7 @@ def _slice_by_slice(scan: Scan, fill: Callable[[np.ndarray, np.ndarray], np.ndar
     filled_HWS = scan.image_HWS.copy()
     for z in slices.masked(scan.mask_HWS):
         image_HW, mask_HW = (np.ascontiguousarray(a[:, :, z]) for a in (scan.image_HWS, scan.mask_HWS))
-        filled_HWS[:, :, z] = fill(image_HW, mask_HW)
+        filled_HWS[:, :, z] = fill(image_HW, mask_HW) if not mask_HW.all() else scan.image_HWS[_known(scan)].mean()
     return filled_HWS
 
 
@@ -100,11 +100,19 @@ METHODS: dict[str, Callable[[Scan], np.ndarray]] = {
 }
 
 
-def fill_folder(method: str, data_path: Path, output_path: Path) -> dict[str, str]:
-    """Fill every case of a folder; return the cases that failed, and why."""
+def fill_folder(method: str, data_path: Path, output_path: Path, *, overwrite: bool = False) -> dict[str, str]:
+    """Fill every case of a folder; return the cases that failed, and why.
+
+    Raises:
+        ConfigError: when an output exists and may not be overwritten.
+    """
     volume.make_writable(output_path)
+    found = cases.find(data_path)
+    there = [output_path / cases.output_name(case.id) for case in found]
+    if not overwrite and (old := [path for path in there if path.exists()]):
+        raise ConfigError(f"{old[0]}: exists already\n  Say --overwrite, or give another folder.")
     failed = {}
-    for case in cases.find(data_path):
+    for case in found:
         try:
             scan = volume.prepare(cases.load(case))
             filled_XYZ = scan.inside(METHODS[method](scan))

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -118,6 +119,7 @@ def infer(
     report_path: Annotated[
         Path | None, _option("report-path", "Folder for report.html, run.json, single samples and uncertainty maps.")
     ] = None,
+    no_images: NoImages = False,
 ) -> None:
     """Fill the masked part of every case."""
     if not any((data_path, output_path, image, mask, output)) and (
@@ -125,8 +127,7 @@ def infer(
     ):
         data_path, output_path = map(Path, folders.split(":"))  # the container's /input and /output
     jobs = _jobs(data_path, output_path, image, mask, output)
-    if output_path and report_path and report_path.resolve().is_relative_to(output_path.resolve()):
-        raise ConfigError(f"{report_path}: lies in the output folder, which holds filled scans only\n  Move it.")
+    _keep_apart(report_path, output_path)
     from brats_inpainting import parameters
 
     said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
@@ -172,7 +173,7 @@ def infer(
     run.go()
     log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
     if report_path:
-        _report_of_run({case: {"filled": target} for target, case in jobs.items() if target.exists()}, report_path)
+        _report_of_run({case: {"filled": path} for path, case in jobs.items()}, report_path, run.failed, not no_images)
     _finish(run.failed)
 
 
@@ -221,15 +222,15 @@ def evaluate(
     from brats_inpainting import evaluate as scoring
     from brats_inpainting import tables
 
+    page = _page(report_path, predictions, images=not no_images, viewer=viewer) if report_path else None
     fills = scoring.find(scoring.names(predictions), data_path, pooled=pooled)
-    page = _page(report_path, images=not no_images, viewer=viewer) if report_path else None
     rows, failed = scoring.evaluate(fills, report_path=report_path, look=page.look if page else None, quiet=_quiet())
     grids = tables.grids(rows, pooled=pooled, published=published)
     for grid in grids:
         wide.print(grid.rich())
     if report_path and page:
         tables.write(rows, grids, report_path)
-        out.print(f"written: {page.write(grids, failed)}")
+        out.print(f"written: {page.write(grids, failed, _folders(fills))}")
     _finish(failed)
 
 
@@ -244,7 +245,7 @@ def report(
     """Make the page about filled scans; the truth need not be known."""
     from brats_inpainting import evaluate as scoring
 
-    page = _page(report_path, images=not no_images, viewer=viewer)
+    page = _page(report_path, predictions, images=not no_images, viewer=viewer)
     _finish(_report(scoring.find(scoring.names(predictions), data_path), report_path, page))
 
 
@@ -260,7 +261,11 @@ def picture(
     """Draw slices for a paper: voided scan, mask, fills, truth side by side (figures 4 and 5 of the paper)."""
     from brats_inpainting import evaluate as scoring
     from brats_inpainting import pictures
+    from brats_inpainting.data import volume
 
+    if output.suffix != ".png":
+        raise ConfigError(f"{output}: not a PNG\n  Let it end in .png.")
+    volume.make_writable(output.parent)
     fills = {found.id: (found, paths) for found, paths in scoring.find(scoring.names(predictions), data_path).items()}
     rows = []
     for case_id in case:
@@ -284,11 +289,12 @@ def baseline(
     method: Annotated[Baseline, _option("method", "How to fill.")],
     data_path: DataPath,
     output_path: OutputPath,
+    overwrite: Annotated[bool, _option("overwrite", "Make existing outputs anew.")] = False,
 ) -> None:
     """Fill every case without a network, to put a model's scores in perspective."""
     from brats_inpainting import baselines
 
-    _finish(baselines.fill_folder(str(method), data_path, output_path))
+    _finish(baselines.fill_folder(str(method), data_path, output_path, overwrite=overwrite))
 
 
 @app.command()
@@ -354,30 +360,46 @@ def info() -> None:
         out.print(f"{name:10} {text}")
 
 
-def _page(report_path: Path, **settings: bool) -> Page:
+def _keep_apart(report_path: Path | None, *filled: Path | None) -> None:
+    """Refuse a report among the filled scans: graders read every file there."""
+    for folder in filled:
+        if report_path and folder and report_path.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{report_path}: lies in {folder}, which holds filled scans only\n  Move it.")
+
+
+def _page(report_path: Path, predictions: Sequence[Path] = (), **settings: bool) -> Page:
     from brats_inpainting.data import volume
     from brats_inpainting.report import Page
 
+    _keep_apart(report_path, *predictions)
     volume.make_writable(report_path)
     return Page(report_path, **settings)
 
 
-def _report(fills: dict[Case, dict[str, Path]], report_path: Path, page: Page) -> dict[str, str]:
-    """Write the page about filled scans, and return what could not be looked at."""
+def _report(
+    fills: dict[Case, dict[str, Path]], report_path: Path, page: Page, failed: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Write the page about filled scans, but for those that failed before; return what failed then and now."""
     from brats_inpainting import evaluate as scoring
     from brats_inpainting import tables
 
-    rows, failed = scoring.evaluate(fills, truth_needed=False, report_path=report_path, look=page.look, quiet=_quiet())
-    out.print(f"written: {page.write(tables.grids(rows), failed)}")
-    return failed
+    failed = failed or {}
+    done = {case: paths for case, paths in fills.items() if case.id not in failed}
+    rows, unread = scoring.evaluate(done, truth_needed=False, report_path=report_path, look=page.look, quiet=_quiet())
+    out.print(f"written: {page.write(tables.grids(rows), failed | unread, _folders(fills))}")
+    return failed | unread
 
 
-def _report_of_run(fills: dict[Case, dict[str, Path]], report_path: Path) -> None:
+def _report_of_run(fills: dict[Case, dict[str, Path]], report_path: Path, failed: dict[str, str], images: bool) -> None:
     """Write the page about what infer filled; infer does not fail for it."""
     try:
-        _report(fills, report_path, _page(report_path))
-    except ConfigError as error:
+        _report(fills, report_path, _page(report_path, images=images), failed)
+    except (ConfigError, OSError) as error:
         log.warning("no report.html: %s", error)
+
+
+def _folders(fills: dict[Case, dict[str, Path]]) -> set[Path]:
+    return {path.parent for case, paths in fills.items() for path in (case.image, case.mask, *paths.values())}
 
 
 def _quiet() -> bool:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
 from rich.progress import track
 
 from brats_inpainting import metrics
 from brats_inpainting.data import cases, volume
 from brats_inpainting.data.cases import Case
+from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.progress import console
 
 UNKNOWN = float("nan")
-WORKERS = 4  # cases at a time at most; each takes up to half a gigabyte
+WORKERS = 4  # cases at a time at most
+RESERVED = {"voided", "mask", "truth", "uncertainty", "pooled"}  # they have columns of their own
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Row:
 class Exam:
     """All volumes of one case, X × Y × Z in LPS, in the scan's own intensities.
 
-    ``fills`` has the filled scan of each model; ``std_XYZ`` is the standard deviation of its samples.
+    ``fills`` has the filled scan of each model; ``std_XYZ`` is the standard deviation of its samples and
+    ``facts`` what infer noted of it.
     """
 
     id: str
@@ -58,6 +64,7 @@ class Exam:
     truth_XYZ: np.ndarray | None = None
     healthy_XYZ: np.ndarray | None = None
     std_XYZ: np.ndarray | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     fills: dict[str, np.ndarray] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -77,19 +84,21 @@ class Exam:
         return rows
 
     def _row(self, model: str, filled_XYZ: np.ndarray) -> Row:
-        if filled_XYZ.shape != self.mask_XYZ.shape:
-            raise CaseError(f"{filled_XYZ.shape} voxels, but the case has {self.mask_XYZ.shape}")
         scores: dict[str, float] = {}
         if self.truth_XYZ is not None and self.healthy_XYZ is not None:
-            pair_XYZ = filled_XYZ, self.truth_XYZ
-            scores |= metrics.score(*pair_XYZ, self.voided_XYZ, self.healthy_XYZ)._asdict()
+            scores |= metrics.score(filled_XYZ, self.truth_XYZ, self.voided_XYZ, self.healthy_XYZ)._asdict()
+            pair_XYZ = self._scored_tissue(filled_XYZ), self._scored_tissue(self.truth_XYZ)
             scores["boundary_contrast"] = metrics.boundary_contrast(*pair_XYZ, self.healthy_XYZ)
-            scores["stripe_index_truth"] = metrics.stripe_index(self.truth_XYZ, self.healthy_XYZ)
+            scores["stripe_index_truth"] = metrics.stripe_index(pair_XYZ[1], self.healthy_XYZ)
         if self.scored_XYZ.any():
-            scores["stripe_index"] = metrics.stripe_index(filled_XYZ, self.scored_XYZ)
+            scores["stripe_index"] = metrics.stripe_index(self._scored_tissue(filled_XYZ), self.scored_XYZ)
         changed_XYZ = filled_XYZ != self.voided_XYZ
         inside, outside = (np.count_nonzero(changed_XYZ & region) for region in (self.mask_XYZ, ~self.mask_XYZ))
         return Row(self.id, model, **scores, changed_inside=int(inside), changed_outside=int(outside))
+
+    def _scored_tissue(self, volume_XYZ: np.ndarray) -> np.ndarray:
+        """Make background of the rest of the mask: a lesion in the truth, synthetic tissue in a fill."""
+        return np.where(self.mask_XYZ & ~self.scored_XYZ, 0, volume_XYZ)
 
 
 Look = Callable[[Exam, list[Row]], None]
@@ -108,7 +117,7 @@ def evaluate(
     Args:
         fills: for every case, the filled scan of each model, see ``find``.
         truth_needed: a case without ``t1n`` and ``mask-healthy`` beside its inputs fails; else it is looked at without.
-        report_path: folder of the run's uncertainty maps, if there are any.
+        report_path: folder of infer's report, see ``examine``.
         look: told each case's volumes and rows while they are in memory, from several threads.
         quiet: show no progress.
 
@@ -157,12 +166,18 @@ def find(folders: Mapping[str, Path], data_path: Path, *, pooled: bool = False) 
 
 
 def names(folders: list[Path]) -> dict[str, Path]:
-    """Give every folder of predictions a name: its own, or as much of its path as tells it from the others."""
-    unique = {folder.resolve(): folder for folder in folders}
-    for depth in range(1, max(len(path.parts) for path in unique) + 1):
-        named = {"/".join(path.parts[-depth:]): folder for path, folder in unique.items()}
-        if len(named) == len(unique):
-            break
+    """Name every folder of predictions after itself; a second one of the same name gets a number.
+
+    Raises:
+        ConfigError: when a name means something else in tables and pictures.
+    """
+    named: dict[str, Path] = {}
+    for folder in {path.resolve(): path for path in folders}.values():
+        name = folder.resolve().name
+        if name in RESERVED:
+            raise ConfigError(f"{folder}: {name} is a column of its own in the report\n  Rename the folder.")
+        same = sum(path.resolve().name == name for path in named.values())
+        named[f"{name} ({same + 1})" if same else name] = folder
     return named
 
 
@@ -171,35 +186,80 @@ def examine(
 ) -> Exam:
     """Read all volumes of a case.
 
+    Args:
+        case: its inputs.
+        fills: the filled scan of each model.
+        truth_needed: fail without ``t1n`` and ``mask-healthy``; else they are read where they lie beside the inputs.
+        report_path: folder of infer's report, which tells more of a single model's fill if it is the one noted there.
+
     Raises:
-        CaseError: when a file cannot be read, or the truth is needed and not there.
+        CaseError: when a file cannot be read or lies on another grid, or the truth is needed and not there.
     """
-    truth, healthy = (beside(case, kind) for kind in ("t1n", "mask-healthy"))
-    known = truth_needed or (metrics.can_score() and truth.exists() and healthy.exists())
-    std = [report_path / std_name(path) for path in fills.values()] if report_path else []
+    grid = cases.read(case.image)
+    truth, healthy = beside(case, "t1n"), beside(case, "mask-healthy")
+    if truth_needed and not (truth and healthy):
+        raise CaseError(f"{case.image.name}: no name that a truth belongs to\n  Let it end in -t1n-voided.nii.gz.")
+    known = truth_needed or (metrics.can_score() and all(path and path.exists() for path in (truth, healthy)))
+    facts = noted(case.id, fills, report_path)
+    std = report_path / named_after(next(iter(fills.values())), "std") if report_path and facts else None
     exam = Exam(
         case.id,
         volume.read(case.image),
-        volume.read(case.mask) > 0.5,
-        volume.read(truth) if known else None,
-        volume.read(healthy) > 0.5 if known else None,
-        volume.read(std[0]) if len(std) == 1 and std[0].exists() else None,
+        _read(case.mask, grid) > 0.5,
+        _read(truth, grid) if truth and known else None,
+        _read(healthy, grid) > 0.5 if healthy and known else None,
+        _read(std, grid) if std and std.exists() else None,
+        facts,
     )
     for model, path in fills.items():
         try:
-            exam.fills[model] = volume.read(path)
+            exam.fills[model] = _read(path, grid)
         except CaseError as error:
             exam.failed[f"{model}/{case.id}"] = f"{case.id}, {model}: {error}"
+    if not fills:
+        exam.failed[case.id] = f"{case.id}: filled by no model"
     return exam
 
 
-def std_name(filled: Path) -> str:
-    """Return the name of a filled scan's uncertainty map in the report's folder."""
-    return filled.name.replace(".nii", "-std.nii")
+def noted(case_id: str, fills: Mapping[str, Path], report_path: Path | None) -> dict[str, Any]:
+    """Return what infer's run.json says of a fill, if there is one fill and it is the very file that infer wrote."""
+    if report_path is None or len(fills) != 1:
+        return {}
+    facts = record(report_path).get("cases", {}).get(case_id, {})
+    path = next(iter(fills.values()))
+    return dict(facts) if path.exists() and facts.get("sha256") == checkpoint.sha256(path) else {}
 
 
-def beside(case: Case, kind: str) -> Path:
-    """Return the path of the truth (``t1n``) or of another mask (``mask-healthy``), named like the case's own files."""
-    if kind == "t1n":
-        return case.image.with_name(re.sub(r"(?i)[-_]voided(?=\.nii)", "", case.image.name))
-    return case.mask.with_name(re.sub(r"(?i)mask(?=\.nii)", kind, case.mask.name))
+def record(report_path: Path) -> dict[str, Any]:
+    """Return infer's run.json, or nothing where there is none that can be read."""
+    try:
+        return dict(json.loads((report_path / "run.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
+    """Read a volume that must lie on the grid of the voided scan."""
+    image = cases.read(path)
+    same = np.allclose(image.affine, grid.affine, atol=cases.AFFINE_TOLERANCE)
+    if not same or cases.values(image).shape != cases.values(grid).shape:
+        raise CaseError(
+            f"{path.name}: {image.shape} voxels on another grid than the scan's {grid.shape}\n"
+            "  Give it the scan's shape and affine."
+        )
+    return volume.read(path)
+
+
+def named_after(filled: Path, what: str) -> str:
+    """Return the name of a volume that explains a filled scan, in the report's folder."""
+    return filled.name.replace(".nii", f"-{what}.nii")
+
+
+def beside(case: Case, kind: str) -> Path | None:
+    """Return the path of the truth (``t1n``) or of another mask (``mask-healthy``), named like the case's own files.
+
+    ``None`` where these are not named as the challenge's are.
+    """
+    given, pattern, new = (case.image, "[-_]voided", "") if kind == "t1n" else (case.mask, "mask", kind)
+    name, found = re.subn(rf"(?i){pattern}(?=\.nii)", new, given.name)
+    return given.with_name(name) if found else None

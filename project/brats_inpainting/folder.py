@@ -19,7 +19,9 @@ from brats_inpainting.data import cases, slices, volume
 from brats_inpainting.data.cases import Case
 from brats_inpainting.data.slices import Stack
 from brats_inpainting.data.volume import Scan
+from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.evaluate import named_after
 from brats_inpainting.infer import Inpainter
 from brats_inpainting.progress import Watch, duration
 
@@ -67,11 +69,10 @@ class Run:
 
     def go(self) -> None:
         """Fill all cases; a case that fails is noted in ``failed`` and never stops the others."""
+        keep = self.report_path is not None and self.inpainter.sampling.samples > 1
         by_id = {case.id: target for target, case in self.jobs.items()}
         with Watch(len(self.jobs), quiet=self.quiet) as watch:
-            for stack in self.inpainter.fill(
-                self._scans(watch), seed=self.seed, keep=self.report_path is not None, on_pass=watch.advance
-            ):
+            for stack in self.inpainter.fill(self._scans(watch), seed=self.seed, keep=keep, on_pass=watch.advance):
                 self._deliver(stack, by_id[stack.scan.id], watch)
         self._write_report()
 
@@ -106,6 +107,7 @@ class Run:
         try:
             result_XYZ, spread_XYZ = self.inpainter.finish(stack)
             volume.save(volume.image_like(scan.loaded, result_XYZ, keep_dtype=self.keep_dtype), target)
+            self._forget(target)
             if spread_XYZ is not None and self.report_path:
                 self._keep("std", spread_XYZ, stack, target)
                 for number, sample_XYZ in enumerate(self.inpainter.single_samples(stack), 1):
@@ -117,6 +119,7 @@ class Run:
         seconds = stack.seconds + time.perf_counter() - started
         report = {
             "output": target.name,
+            "sha256": checkpoint.sha256(target),
             "slices": len(slices.masked(scan.mask_HWS)),
             "voxels_in_mask": int(scan.loaded.mask_XYZ.sum()),
             "voxels_in_grown_mask": int(scan.mask_XYZ.sum()),
@@ -142,8 +145,13 @@ class Run:
     def _keep(self, what: str, volume_XYZ: np.ndarray, stack: Stack, target: Path) -> None:
         """Write a volume that explains a result, named after it, beside the report."""
         assert self.report_path
-        name = target.name.replace(".nii", f"-{what}.nii")
-        volume.save(volume.image_like(stack.scan.loaded, volume_XYZ), self.report_path / name)
+        volume.save(volume.image_like(stack.scan.loaded, volume_XYZ), self.report_path / named_after(target, what))
+
+    def _forget(self, target: Path) -> None:
+        """Remove what explained an earlier result of the same name."""
+        for what in ("std", "sample-*") if self.report_path else ():
+            for old in self.report_path.glob(named_after(target, what)):  # type: ignore[union-attr]
+                old.unlink()
 
     def _fail(self, case_id: str, error: CaseError, watch: Watch) -> None:
         self.failed[case_id] = str(error)

@@ -60,7 +60,7 @@ def score(prediction_XYZ: np.ndarray, truth_XYZ: np.ndarray, voided_XYZ: np.ndar
         raise CaseError(f"percentiles {PERCENTILES} of the voided scan are {low:g} and {high:g}, nothing lies between")
     box = _box(mask_XYZ, REACH)  # all that the mask's voxels and SSIM's windows around them see
     mask_XYZ = mask_XYZ[box]
-    pair_XYZ = [_tensor(volume[box]) * mask_XYZ for volume in (prediction_XYZ, truth_XYZ)]
+    pair_XYZ = [_tensor(volume[box]).where(mask_XYZ, 0) for volume in (prediction_XYZ, truth_XYZ)]
     pair_XYZ = [(volume.clamp(low, high) - low) / (high - low) for volume in pair_XYZ]
     prediction_N, truth_N = (volume[mask_XYZ] for volume in pair_XYZ)
     if truth_N.min() == truth_N.max():
@@ -177,7 +177,7 @@ def _checked(mask_XYZ: np.ndarray, *volumes_XYZ: np.ndarray) -> Tensor:
             raise CaseError(f"a volume of {volume_XYZ.shape} voxels cannot be scored in a mask of {mask_XYZ.shape}")
     if not mask_XYZ.any():
         raise CaseError("the mask is empty, there is nothing to score")
-    return torch.tensor(np.asarray(mask_XYZ, bool))
+    return torch.tensor(np.ascontiguousarray(mask_XYZ, bool))
 
 
 def _box(mask_XYZ: Tensor, margin: int) -> tuple[slice, ...]:
@@ -188,4 +188,4 @@ def _box(mask_XYZ: Tensor, margin: int) -> tuple[slice, ...]:
 
 def _tensor(volume_XYZ: np.ndarray) -> Tensor:
     """Copy a volume of any type into a float64 tensor: in float32, the SSIM of smooth tissue is off by 1e-5."""
-    return torch.tensor(np.asarray(volume_XYZ, np.float64))
+    return torch.tensor(np.ascontiguousarray(volume_XYZ, np.float64))

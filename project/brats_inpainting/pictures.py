@@ -43,6 +43,11 @@ class Plane:
         boxes = ndimage.find_objects((brain_XYZ | mask_XYZ).astype(np.uint8))
         return cls(name, index, boxes[0] if boxes else (slice(None),) * 3)
 
+    @property
+    def left(self) -> str:
+        """What lies on the left of the picture: R, the brain's right, or A, its front."""
+        return "A" if self.name == "sagittal" else "R"
+
     def cut(self, volume_XYZ: np.ndarray) -> np.ndarray:
         """Return the plane, R × C, anterior or superior up, the brain's left on the right."""
         axis = PLANES[self.name]
@@ -67,16 +72,18 @@ def mosaic(
         path: the PNG to write.
         title: the line above everything.
     """
-    columns = len(rows[0][2])
+    columns = max(len(views) for _, _, views, _ in rows)
     figure = _figure((3 * columns, 3.2 * len(rows)), facecolor="black", layout="constrained")
     figure.suptitle(title, color="white")
     grid = figure.subplots(len(rows), columns, squeeze=False)
+    for ax in grid.flat:
+        ax.set_axis_off()
     for axes, (label, plane, views, mask_XYZ) in zip(grid, rows, strict=True):
         level = white(list(views.values())[-1])
-        for ax, (name, volume_XYZ) in zip(axes, views.items(), strict=True):
+        for ax, (name, volume_XYZ) in zip(axes, views.items(), strict=False):
             ax.imshow(plane.cut(volume_XYZ), cmap="gray", vmin=0, vmax=level)
             ax.set_title(f"{name}{label}", color="white", fontsize=9)
-            ax.set_axis_off()
+            ax.text(0.02, 0.5, plane.left, color="white", fontsize=9, transform=ax.transAxes)
         if plane.cut(mask_XYZ).any():
             axes[0].contour(plane.cut(mask_XYZ), [0.5], colors="#ffb000", linewidths=0.8)
     figure.savefig(path, dpi=100)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
-import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.errors import ConfigError
-from brats_inpainting.evaluate import Exam, Row
+from brats_inpainting.evaluate import Exam, Row, record
 from brats_inpainting.pictures import PLANES, Plane, white
 from brats_inpainting.tables import METRICS, Grid
 
@@ -46,9 +46,10 @@ class Picture(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A plane of a case: caption, one picture per view, the mask's outline, its left and right end in per cent."""
+    """A plane of a case: caption, what is on its left, a picture per view, the mask's outline, its ends in per cent."""
 
     caption: str
+    left: str
     pictures: list[Picture]
     outline: str
     low: float
@@ -107,23 +108,29 @@ class Page:
             raise ConfigError("the viewer needs nilearn\n  pip install 'brats-inpainting[example]'")
         self.folder, self.images, self.viewer = folder, images, viewer and images
         self.sections: dict[str, Section] = {}
+        self.one_at_a_time = Lock()
 
     def look(self, exam: Exam, rows: list[Row]) -> None:
         """Take in a case while its volumes are in memory."""
-        section = Section(exam.id, rows, charts=_charts(exam))
+        section = Section(exam.id, rows, charts=_charts(exam), facts=exam.facts)
         if self.images:
             section.planes = [_plane(exam, name) for name in reversed(PLANES)]
         if self.viewer:
-            section.viewer = _viewer(exam)
+            with self.one_at_a_time:
+                section.viewer = _viewer(exam)
         self.sections[exam.id] = section
 
-    def write(self, grids: Sequence[Grid], failed: dict[str, str]) -> Path:
-        """Write the page; ``grids`` are the tables of all cases, ``failed`` says which could not be looked at."""
+    def write(self, grids: Sequence[Grid], failed: dict[str, str], hidden: Iterable[Path] = ()) -> Path:
+        """Write the page.
+
+        Args:
+            grids: the tables of all cases.
+            failed: which cases could not be filled or looked at, and why.
+            hidden: folders that must not be told where a reason names them.
+        """
         from jinja2 import Environment, PackageLoader
 
-        record = _record(self.folder)
-        for name, section in self.sections.items():
-            section.facts = record.get("cases", {}).get(name, {})
+        run = record(self.folder) if any(section.facts for section in self.sections.values()) else {}
         rows = [row for section in self.sections.values() for row in section.rows]
         shown = {name: m for name, m in METRICS.items() if any(np.isfinite(getattr(row, name)) for row in rows)}
         template = Environment(loader=PackageLoader("brats_inpainting"), autoescape=True).get_template(PAGE)
@@ -131,29 +138,29 @@ class Page:
             sections=sorted(self.sections.values(), key=_worst_first),
             metrics=shown,
             grids=[grid for grid in grids if grid.title != "Cases"],
-            failed={name: _without_paths(reason) for name, reason in failed.items()},
-            settings=_flat(record.get("settings", {}) | {k: record[k] for k in ("device", "threads") if k in record}),
-            versions=record.get("versions", {"brats-inpainting": version("brats-inpainting")}),
-            weights=_without_paths(record.get("weights", "")),
+            failed={name: _without(hidden, reason) for name, reason in failed.items()},
+            settings=_flat(run.get("settings", {}) | {k: run[k] for k in ("device", "threads") if k in run}),
+            versions=run.get("versions", {"brats-inpainting": version("brats-inpainting")}),
+            weights=run.get("weights", ""),
             images=self.images,
         )
-        with whole_or_not_at_all(self.folder / PAGE) as hidden:
-            hidden.write_text(text, encoding="utf-8")
+        with whole_or_not_at_all(self.folder / PAGE) as partial:
+            partial.write_text(text, encoding="utf-8")
         return self.folder / PAGE
 
 
-def _worst_first(section: Section) -> tuple[float, ...]:
+def _worst_first(section: Section) -> tuple[float, float, str]:
     """Order by the first model's SSIM, the lowest first; where no truth is known, by stripes, the strongest first."""
     row = section.rows[0]
-    return (row.ssim, 0.0) if np.isfinite(row.ssim) else (1.0, -row.stripe_index)
+    return (row.ssim, 0.0, section.id) if np.isfinite(row.ssim) else (1.0, -row.stripe_index, section.id)
 
 
 def _plane(exam: Exam, name: str) -> Shown:
     reference_XYZ = exam.voided_XYZ if exam.truth_XYZ is None else exam.truth_XYZ
     plane, level = Plane.through(exam.scored_XYZ, exam.voided_XYZ != 0, name), white(reference_XYZ)
     known = {"voided": exam.voided_XYZ, **exam.fills} | ({} if exam.truth_XYZ is None else {"truth": exam.truth_XYZ})
-    greys = {view: np.clip(plane.cut(volume_XYZ) / level, 0, 1) for view, volume_XYZ in known.items()}
-    images = {view: np.repeat(grey_RC[..., None], 3, axis=2) for view, grey_RC in greys.items()}
+    greys = {view: plane.cut(volume_XYZ) / level for view, volume_XYZ in known.items()}
+    images = {view: np.repeat(grey_RC[..., None].clip(0, 1), 3, axis=2) for view, grey_RC in greys.items()}
     scored_RC, mask_RC = plane.cut(exam.scored_XYZ), plane.cut(exam.mask_XYZ)
     if exam.truth_XYZ is not None:
         for model in exam.fills:
@@ -169,7 +176,7 @@ def _plane(exam: Exam, name: str) -> Shown:
     outline = np.dstack([np.broadcast_to(np.array([1.0, 0.69, 0.0]), (*edge_RC.shape, 3)), edge_RC])
     columns = np.flatnonzero(scored_RC.any(axis=0)) if scored_RC.any() else np.array([0, scored_RC.shape[1]])
     low, high = (100 * column / scored_RC.shape[1] for column in (columns[0] - 3, columns[-1] + 4))
-    return Shown(where, pictures, _data(outline), max(0.0, low), min(100.0, high))
+    return Shown(where, plane.left, pictures, _data(outline), max(0.0, low), min(100.0, high))
 
 
 def _coloured(share_RC: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
@@ -192,7 +199,7 @@ def _charts(exam: Exam) -> list[Chart]:
     mask_XYZ = exam.scored_XYZ
     if not mask_XYZ.any():
         return []
-    level = white(exam.voided_XYZ)
+    level = white(exam.voided_XYZ if exam.truth_XYZ is None else exam.truth_XYZ)
     inside = exam.fills | ({} if exam.truth_XYZ is None else {"truth": exam.truth_XYZ})
     tissue_XYZ = (exam.voided_XYZ != 0) & ~exam.mask_XYZ
     around_XYZ = tissue_XYZ & _grown(mask_XYZ)
@@ -267,14 +274,6 @@ def _viewer(exam: Exam) -> str:
     return re.sub(r"<link[^>]*>", "", view.get_standalone())  # its icon would be asked of the network
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """Return what ``infer`` noted of the run, if it did."""
-    try:
-        return dict(json.loads((folder / "run.json").read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Return nested settings as one level."""
     return {
@@ -284,6 +283,8 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_paths(text: str) -> str:
-    """Drop the folders of this machine from a text; names of files stay."""
-    return re.sub(r"(?<![\w.])(?:/[^\s/:]+)+/(?=[^\s/])", "", text)
+def _without(folders: Iterable[Path], text: str) -> str:
+    """Drop folders from a text; names of files stay."""
+    for folder in sorted({str(form) for path in folders for form in (path, path.resolve())}, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "").replace(folder, "its folder")
+    return text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class Metric(NamedTuple):
 
     def text(self, value: float) -> str:
         """Write a number; an unknown one is a dash."""
-        return "–" if value != value else f"{value:{self.form}}"  # noqa: PLR0124 (NaN)
+        return f"{value:{self.form}}" if math.isfinite(value) else "–" if math.isnan(value) else "∞"
 
 
 METRICS = {
@@ -41,8 +42,16 @@ METRICS = {
 }
 COMPARED = ("ssim", "psnr", "mse", "mae")
 PUBLISHED = {  # mean and standard deviation of SSIM, PSNR and MSE in the paper
-    "paper, table 1: cross-validation": ((0.7884, 0.1187), (18.7441, 1.6935), (0.0144, 0.0056)),
-    "paper, table 2: challenge's validation": ((0.7804, 0.1264), (20.3525, 2.7963), (0.0113, 0.0075)),
+    "paper, table 1: cross-validation": {
+        "ssim": (0.7884, 0.1187),
+        "psnr": (18.7441, 1.6935),
+        "mse": (0.0144, 0.0056),
+    },
+    "paper, table 2: challenge's validation": {
+        "ssim": (0.7804, 0.1264),
+        "psnr": (20.3525, 2.7963),
+        "mse": (0.0113, 0.0075),
+    },
 }
 
 
@@ -67,7 +76,8 @@ class Grid:
 
     def markdown(self) -> str:
         """Return it as Markdown."""
-        lines = [self.header, ("---",) * len(self.header), *self.body]
+        lines = [[cell.replace("|", r"\|") for cell in line] for line in (self.header, *self.body)]
+        lines.insert(1, ["---"] * len(self.header))
         return "\n".join(
             [f"**{self.title}**\n", *(f"| {' | '.join(line)} |" for line in lines), f"\n{self.note}"]
         ).strip()
@@ -118,28 +128,32 @@ def _summary(
     groups = {model: [row for row in rows if row.model == model] for model in models}
     if pooled:
         groups["pooled"] = list(rows)
-    columns = {name: metric for name, metric in shown.items() if not name.startswith("changed_inside")}
+    columns = {name: metric for name, metric in shown.items() if name != "changed_inside"}
     body: list[tuple[str, ...]] = []
     for model, group in groups.items():
-        values = {name: np.array([getattr(row, name) for row in group], float) for name in columns}
-        means = (_spread(values[name], metric.form) for name, metric in columns.items())
-        body += [
-            (model, str(len(group)), *means),
-            ("  median", "", *(f"{np.median(values[name]):{metric.form}}" for name, metric in columns.items())),
-        ]
+        known = {name: np.array([getattr(row, name) for row in group], float) for name in columns}
+        known = {name: values[~np.isnan(values)] for name, values in known.items()}
+        means = (_spread(known[name], metric) for name, metric in columns.items())
+        medians = (metric.text(np.median(known[name])) if known[name].size else "–" for name, metric in columns.items())
+        body += [(model, str(len(group)), *means), ("  median", "", *medians)]
     if published:
-        empty = ("–",) * (len(columns) - 3)
         for name, pairs in PUBLISHED.items():
-            texts = (f"{m:{f.form}} ± {s:{f.form}}" for (m, s), f in zip(pairs, METRICS.values(), strict=False))
-            body.append((name, "", *texts, *empty))
+            texts = (_mean_and_std(*pairs[n], metric) if n in pairs else "–" for n, metric in columns.items())
+            body.append((name, "", *texts))
     note = "The paper's lines are other data, and cannot be compared case by case." if published else ""
     header = ("model", "cases", *(metric.title for metric in columns.values()))
     return Grid("Mean ± standard deviation; median", header, body, note)
 
 
-def _spread(values: np.ndarray, form: str) -> str:
-    spread = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 else ""
-    return f"{values.mean():{form}}{spread}"
+def _spread(values: np.ndarray, metric: Metric) -> str:
+    """Write mean and standard deviation of what is known; of a perfect fill's infinite PSNR there is none."""
+    if not np.isfinite(values).all() or not values.size:
+        return "∞" if values.size else "–"
+    return _mean_and_std(values.mean(), values.std(ddof=1), metric) if len(values) > 1 else metric.text(values[0])
+
+
+def _mean_and_std(mean: float, std: float, metric: Metric) -> str:
+    return f"{metric.text(mean)} ± {metric.text(std)}"
 
 
 def _paired(rows: Sequence[Row], models: Sequence[str]) -> Grid:
@@ -150,7 +164,7 @@ def _paired(rows: Sequence[Row], models: Sequence[str]) -> Grid:
         common = [case for case in first if case in theirs]
         for name in COMPARED:
             difference = np.array([getattr(theirs[c], name) - getattr(first[c], name) for c in common])
-            mean = f"{difference.mean():+{METRICS[name].form}}" if common else "–"
+            mean = f"{difference.mean():+{METRICS[name].form}}" if np.isfinite(difference).all() and common else "–"
             body.append((model, METRICS[name].title, str(len(common)), mean, _p(difference)))
     note = "Positive: larger than that of the first model. Two-sided Wilcoxon signed-rank test, not corrected."
     return Grid(f"Paired differences from {models[0]}", ("model", "score", "cases", "mean difference", "p"), body, note)
@@ -163,12 +177,11 @@ def _p(difference: np.ndarray) -> str:
     return f"{stats.wilcoxon(difference).pvalue:.2g}"
 
 
-def write(rows: Sequence[Row], made: Iterable[Grid], folder: Path) -> None:
+def write(rows: Sequence[Row], made: Sequence[Grid], folder: Path) -> None:
     """Write scores.csv (every score of every case), scores.json, scores.md and scores.tex."""
-    made = list(made)
-    plain = [{k: None if v != v else v for k, v in asdict(row).items()} for row in rows]  # noqa: PLR0124 (NaN)
+    cases = [{k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in asdict(row).items()} for row in rows]
     texts = {
-        "json": json.dumps(plain, indent=1),
+        "json": json.dumps({"cases": cases, "tables": [asdict(grid) for grid in made]}, indent=1, allow_nan=False),
         "md": "\n\n".join(grid.markdown() for grid in made),
         "tex": "\n\n".join(grid.latex() for grid in made),
     }
@@ -183,5 +196,6 @@ def write(rows: Sequence[Row], made: Iterable[Grid], folder: Path) -> None:
 
 def _escaped(text: str) -> str:
     """Return text as LaTeX shows it."""
-    special = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "–": "--", "−": "$-$"}
+    special = {letter: rf"\{letter}" for letter in "&%_#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"}
+    special |= {"±": r"$\pm$", "–": "--", "−": "$-$", "∞": r"$\infty$"}
     return "".join(special.get(letter, letter) for letter in text)
