@@ -122,6 +122,25 @@ def test_a_prediction_on_another_grid_is_not_scored(complete):
     assert len(rows) == 3
 
 
+def test_a_fill_that_is_not_all_numbers_is_not_scored(complete):
+    path = complete / "good" / cases.output_name(IDS[0])
+    values = np.asarray(nib.load(path).dataobj).copy()
+    values[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(values, LPS), path)
+    assert "1 voxels are NaN" in scored(complete, "good")[1][f"good/{IDS[0]}"]
+
+
+def test_a_healthy_mask_outside_the_mask_is_refused(complete):
+    path = complete / "data" / IDS[0] / f"{IDS[0]}-mask-healthy.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), LPS), path)
+    assert "outside the mask" in scored(complete, "good")[1][IDS[0]]
+
+
+def test_folders_that_share_a_case_are_not_pooled(complete):
+    with pytest.raises(ConfigError, match="in several folders"):
+        scored(complete, "good", "bad", pooled=True)
+
+
 def test_a_case_that_no_model_filled_is_named_even_in_a_cross_validation(complete):
     (complete / "good" / cases.output_name(IDS[0])).unlink()
     assert set(scored(complete, "good", pooled=True)[1]) == {IDS[0]}

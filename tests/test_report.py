@@ -172,7 +172,9 @@ def text(folder):
 def test_the_page_tells_settings_and_versions_and_no_path_of_the_machine(folders):
     page, record = text(folders / "run"), json.loads((folders / "run" / "run.json").read_text())
     assert record["settings"]["weights"] in page
-    assert "dpmpp_2m" in page
+    assert "<td>sampling sampler</td><td>dpmpp_2m</td>" in page
+    assert "<td>sampling steps</td><td>2</td>" in page
+    assert "<td>diffusion steps</td><td>1000</td>" in page
     assert record["versions"]["torch"] in page
     assert str(folders) not in page
     assert "/tmp" not in re.sub(r'"data:[^"]*"', "", page)

@@ -229,7 +229,8 @@ def evaluate(
     for grid in grids:
         wide.print(grid.rich())
     if report_path and page:
-        tables.write(rows, grids, report_path)
+        if rows:
+            tables.write(rows, grids, report_path)
         out.print(f"written: {page.write(grids, failed, _folders(fills))}")
     _finish(failed)
 
@@ -279,7 +280,7 @@ def picture(
             views["truth"] = exam.truth_XYZ
         for name in plane or reversed(pictures.PLANES):
             cut = pictures.Plane.through(exam.scored_XYZ, exam.voided_XYZ != 0, str(name), slice_)
-            rows.append((f", {case_id}, {name} {cut.index}", cut, views, exam.scored_XYZ))
+            rows.append((f", {case_id}, {name} {cut.index}", cut, views, exam.mask_XYZ))
     pictures.mosaic(rows, output)
     out.print(f"written: {output}")
 

@@ -84,6 +84,8 @@ class Exam:
         return rows
 
     def _row(self, model: str, filled_XYZ: np.ndarray) -> Row:
+        if bad := np.count_nonzero(~np.isfinite(filled_XYZ)):
+            raise CaseError(f"{bad:,} voxels are NaN or infinite")
         scores: dict[str, float] = {}
         if self.truth_XYZ is not None and self.healthy_XYZ is not None:
             scores |= metrics.score(filled_XYZ, self.truth_XYZ, self.voided_XYZ, self.healthy_XYZ)._asdict()
@@ -162,7 +164,10 @@ def find(folders: Mapping[str, Path], data_path: Path, *, pooled: bool = False) 
     }
     if not pooled:
         return found
-    return {case: {m: path for m, path in paths.items() if path.exists()} for case, paths in found.items()}
+    found = {case: {m: path for m, path in paths.items() if path.exists()} for case, paths in found.items()}
+    if twice := [case.id for case, paths in found.items() if len(paths) > 1]:
+        raise ConfigError(f"{twice[0]}: in several folders\n  Folds are pooled when each case is in one of them.")
+    return found
 
 
 def names(folders: list[Path]) -> dict[str, Path]:
@@ -211,6 +216,8 @@ def examine(
         _read(std, grid) if std and std.exists() else None,
         facts,
     )
+    if exam.healthy_XYZ is not None and (over := np.count_nonzero(exam.healthy_XYZ & ~exam.mask_XYZ)):
+        raise CaseError(f"{over:,} voxels of mask-healthy lie outside the mask: nobody was asked to fill them")
     for model, path in fills.items():
         try:
             exam.fills[model] = _read(path, grid)

@@ -136,6 +136,7 @@ class Page:
         template = Environment(loader=PackageLoader("brats_inpainting"), autoescape=True).get_template(PAGE)
         text = template.render(
             sections=sorted(self.sections.values(), key=_worst_first),
+            order="lowest SSIM" if "ssim" in shown else "strongest stripes",
             metrics=shown,
             grids=[grid for grid in grids if grid.title != "Cases"],
             failed={name: _without(hidden, reason) for name, reason in failed.items()},
@@ -172,7 +173,7 @@ def _plane(exam: Exam, name: str) -> Shown:
         images["uncertainty"] = np.where(mask_RC[..., None], _coloured(std_RC, HEAT), images["voided"] * 0.5)
     where = f"{name}, slice {plane.index}"
     pictures = [Picture(view, _data(image), f"{exam.id}: {view}, {where}") for view, image in images.items()]
-    edge_RC = scored_RC & ~ndimage.binary_erosion(scored_RC)
+    edge_RC = mask_RC & ~ndimage.binary_erosion(mask_RC)
     outline = np.dstack([np.broadcast_to(np.array([1.0, 0.69, 0.0]), (*edge_RC.shape, 3)), edge_RC])
     columns = np.flatnonzero(scored_RC.any(axis=0)) if scored_RC.any() else np.array([0, scored_RC.shape[1]])
     low, high = (100 * column / scored_RC.shape[1] for column in (columns[0] - 3, columns[-1] + 4))
@@ -275,11 +276,13 @@ def _viewer(exam: Exam) -> str:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings as one level."""
+    """Return nested settings as one level, each with its group's name: there are steps of sampling and of diffusion."""
     return {
         name: value
-        for key, given in settings.items()
-        for name, value in (given.items() if isinstance(given, dict) else [(key, given)])
+        for group, given in settings.items()
+        for name, value in (
+            {f"{group} {key}": v for key, v in given.items()} if isinstance(given, dict) else {group: given}
+        ).items()
     }
 
 

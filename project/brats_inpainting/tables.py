@@ -114,7 +114,7 @@ def grids(rows: Sequence[Row], *, pooled: bool = False, published: bool = False)
         (*((row.case, row.model) if several else (row.case,)), *(m.text(getattr(row, n)) for n, m in shown.items()))
         for row in rows
     ]
-    made = [Grid("Cases", header, body)]
+    made = [Grid("Cases", header, body)] if rows else []
     if len(rows) > 1:
         made.append(_summary(rows, models, shown, pooled=pooled, published=published))
     if several and not pooled:
@@ -135,7 +135,7 @@ def _summary(
         known = {name: values[~np.isnan(values)] for name, values in known.items()}
         means = (_spread(known[name], metric) for name, metric in columns.items())
         medians = (metric.text(np.median(known[name])) if known[name].size else "–" for name, metric in columns.items())
-        body += [(model, str(len(group)), *means), ("  median", "", *medians)]
+        body += [(model, str(len(group)), *means), (f"{model}, median", "", *medians)]
     if published:
         for name, pairs in PUBLISHED.items():
             texts = (_mean_and_std(*pairs[n], metric) if n in pairs else "–" for n, metric in columns.items())
@@ -172,7 +172,7 @@ def _paired(rows: Sequence[Row], models: Sequence[str]) -> Grid:
 
 def _p(difference: np.ndarray) -> str:
     """Return the p-value, which five cases or fewer can never bring below 0.05."""
-    if not np.isfinite(difference).all() or not difference.any():
+    if len(difference) < 2 or not np.isfinite(difference).all() or not difference.any():
         return "–"
     return f"{stats.wilcoxon(difference).pvalue:.2g}"
 
