@@ -275,9 +275,7 @@ def picture(
         exam = scoring.examine(*fills[case_id], truth_needed=False)
         _finish(exam.failed)
         mask_XYZ = exam.mask_XYZ * pictures.white(exam.voided_XYZ)
-        views = {"voided": exam.voided_XYZ, "mask": mask_XYZ, **exam.fills}
-        if exam.truth_XYZ is not None:
-            views["truth"] = exam.truth_XYZ
+        views = {"voided": exam.voided_XYZ, "mask": mask_XYZ, **exam.filled}
         for name in plane or reversed(pictures.PLANES):
             cut = pictures.Plane.through(exam.scored_XYZ, exam.voided_XYZ != 0, str(name), slice_)
             rows.append((f", {case_id}, {name} {cut.index}", cut, views, exam.mask_XYZ))

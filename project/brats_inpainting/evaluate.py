@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from brats_inpainting.data import cases, volume
 from brats_inpainting.data.cases import Case
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import CaseError, ConfigError
-from brats_inpainting.progress import console
+from brats_inpainting.progress import console, cpus
 
 UNKNOWN = float("nan")
 WORKERS = 4  # cases at a time at most
@@ -72,6 +71,11 @@ class Exam:
     def scored_XYZ(self) -> np.ndarray:
         """Where a fill is looked at: the healthy mask, or the whole mask where no truth is known."""
         return self.mask_XYZ if self.healthy_XYZ is None else self.healthy_XYZ
+
+    @property
+    def filled(self) -> dict[str, np.ndarray]:
+        """The filled scans and, where it is known, the truth: all that is compared inside the mask."""
+        return self.fills | ({} if self.truth_XYZ is None else {"truth": self.truth_XYZ})
 
     def rows(self) -> list[Row]:
         """Score every model; what cannot be scored is noted in ``failed``."""
@@ -137,8 +141,7 @@ def evaluate(
             look(exam, rows)
         return rows, exam.failed
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(WORKERS, cpus)) as pool:
+    with ThreadPoolExecutor(min(WORKERS, cpus())) as pool:
         done = track(pool.map(one, fills), "scoring", total=len(fills), console=console, transient=True, disable=quiet)
         results = list(done)
     return [row for rows, _ in results for row in rows], {k: v for _, failed in results for k, v in failed.items()}
@@ -209,7 +212,7 @@ def examine(
     std = report_path / named_after(next(iter(fills.values())), "std") if report_path and facts else None
     exam = Exam(
         case.id,
-        volume.read(case.image),
+        volume.in_lps(grid),
         _read(case.mask, grid) > 0.5,
         _read(truth, grid) if truth and known else None,
         _read(healthy, grid) > 0.5 if healthy and known else None,
@@ -249,12 +252,12 @@ def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
     """Read a volume that must lie on the grid of the voided scan."""
     image = cases.read(path)
     same = np.allclose(image.affine, grid.affine, atol=cases.AFFINE_TOLERANCE)
-    if not same or cases.values(image).shape != cases.values(grid).shape:
+    if not same or image.shape[:3] != grid.shape[:3]:
         raise CaseError(
             f"{path.name}: {image.shape} voxels on another grid than the scan's {grid.shape}\n"
             "  Give it the scan's shape and affine."
         )
-    return volume.read(path)
+    return volume.in_lps(image)
 
 
 def named_after(filled: Path, what: str) -> str:

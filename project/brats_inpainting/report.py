@@ -25,7 +25,7 @@ from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.evaluate import Exam, Row, record
 from brats_inpainting.pictures import PLANES, Plane, white
-from brats_inpainting.tables import METRICS, Grid
+from brats_inpainting.tables import Grid, known_metrics
 
 PAGE = "report.html"
 MARGIN = 5  # voxels around the mask that are compared with its inside
@@ -132,7 +132,7 @@ class Page:
 
         run = record(self.folder) if any(section.facts for section in self.sections.values()) else {}
         rows = [row for section in self.sections.values() for row in section.rows]
-        shown = {name: m for name, m in METRICS.items() if any(np.isfinite(getattr(row, name)) for row in rows)}
+        shown = known_metrics(rows)
         template = Environment(loader=PackageLoader("brats_inpainting"), autoescape=True).get_template(PAGE)
         text = template.render(
             sections=sorted(self.sections.values(), key=_worst_first),
@@ -159,7 +159,7 @@ def _worst_first(section: Section) -> tuple[float, float, str]:
 def _plane(exam: Exam, name: str) -> Shown:
     reference_XYZ = exam.voided_XYZ if exam.truth_XYZ is None else exam.truth_XYZ
     plane, level = Plane.through(exam.scored_XYZ, exam.voided_XYZ != 0, name), white(reference_XYZ)
-    known = {"voided": exam.voided_XYZ, **exam.fills} | ({} if exam.truth_XYZ is None else {"truth": exam.truth_XYZ})
+    known = {"voided": exam.voided_XYZ, **exam.filled}
     greys = {view: plane.cut(volume_XYZ) / level for view, volume_XYZ in known.items()}
     images = {view: np.repeat(grey_RC[..., None].clip(0, 1), 3, axis=2) for view, grey_RC in greys.items()}
     scored_RC, mask_RC = plane.cut(exam.scored_XYZ), plane.cut(exam.mask_XYZ)
@@ -201,13 +201,12 @@ def _charts(exam: Exam) -> list[Chart]:
     if not mask_XYZ.any():
         return []
     level = white(exam.voided_XYZ if exam.truth_XYZ is None else exam.truth_XYZ)
-    inside = exam.fills | ({} if exam.truth_XYZ is None else {"truth": exam.truth_XYZ})
     tissue_XYZ = (exam.voided_XYZ != 0) & ~exam.mask_XYZ
     around_XYZ = tissue_XYZ & _grown(mask_XYZ)
     planes = np.flatnonzero(mask_XYZ.any(axis=(0, 1)))
-    profiles = {name: _profile(volume_XYZ, mask_XYZ, planes) / level for name, volume_XYZ in inside.items()}
+    profiles = {name: _profile(volume_XYZ, mask_XYZ, planes) / level for name, volume_XYZ in exam.filled.items()}
     profiles[AROUND] = _profile(exam.voided_XYZ, around_XYZ, planes) / level
-    shares = {name: _shares(volume_XYZ[mask_XYZ] / level) for name, volume_XYZ in inside.items()}
+    shares = {name: _shares(volume_XYZ[mask_XYZ] / level) for name, volume_XYZ in exam.filled.items()}
     shares[REST] = _shares(exam.voided_XYZ[tissue_XYZ] / level)
     return [
         _chart("Mean intensity, slice by slice", "slice", profiles, (planes[0], planes[-1])),

@@ -62,7 +62,6 @@ class Grid:
     title: str
     header: tuple[str, ...]
     body: Sequence[tuple[str, ...]]
-
     note: str = ""
 
     def rich(self) -> Table:
@@ -95,6 +94,11 @@ class Grid:
         )
 
 
+def known_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
+    """Return the columns in which any row has a finite number."""
+    return {name: m for name, m in METRICS.items() if any(np.isfinite(getattr(row, name)) for row in rows)}
+
+
 def grids(rows: Sequence[Row], *, pooled: bool = False, published: bool = False) -> list[Grid]:
     """Return the tables that belong to some rows.
 
@@ -106,7 +110,7 @@ def grids(rows: Sequence[Row], *, pooled: bool = False, published: bool = False)
     Returns:
         Every case; a summary by model (two or more rows); paired differences (two or more models, same cases).
     """
-    shown = {name: m for name, m in METRICS.items() if any(np.isfinite(getattr(row, name)) for row in rows)}
+    shown = known_metrics(rows)
     models = list(dict.fromkeys(row.model for row in rows))
     several = len(models) > 1
     header = (*(("case", "model") if several else ("case",)), *(metric.title for metric in shown.values()))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
-import os
 import re
 import shutil
 import time
@@ -25,7 +24,7 @@ from brats_inpainting.data import cases
 from brats_inpainting.data.masks import Placed
 from brats_inpainting.data.volume import PERCENTILES, Frame, Intensity, Orientation, whole_or_not_at_all
 from brats_inpainting.errors import CaseError, ConfigError
-from brats_inpainting.progress import duration
+from brats_inpainting.progress import cpus, duration
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +140,7 @@ def _announce(todo: Sequence[tuple[Files, Path]], cache: Path) -> None:
 
 def _make(todo: Sequence[tuple[Files, Path]]) -> None:
     started, failed = time.monotonic(), []
-    workers = min(len(todo), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = min(len(todo), cpus())
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(_prepare, case, path) for case, path in todo]
         try:

@@ -238,7 +238,11 @@ def read(path: Path) -> np.ndarray:
     Raises:
         CaseError: when it cannot be read.
     """
-    image = cases.read(path)
+    return in_lps(cases.read(path))
+
+
+def in_lps(image: Nifti1Image) -> np.ndarray:
+    """Return an image's scaled values in LPS, float32."""
     return Orientation.of(image.affine).apply(cases.values(image))
 
 
