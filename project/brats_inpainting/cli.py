@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from brats_inpainting import host
 from brats_inpainting.config import DEFAULT_PRESET, PRESETS
 from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
 from brats_inpainting.progress import console
@@ -475,9 +476,7 @@ def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
 
 def main(args: list[str] | None = None) -> None:
     """Run the app; turn every outcome into its exit code and a message that says what to do."""
-    # Threads that wait spinning starve each other on a busy machine: 1000 spins make a fill there 10 times faster, and
-    # one on an idle machine 7 % slower (docs/benchmarks.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    host.settle()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     try:

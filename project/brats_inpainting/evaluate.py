@@ -19,7 +19,8 @@ from brats_inpainting.data import cases, volume
 from brats_inpainting.data.cases import Case
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import CaseError, ConfigError
-from brats_inpainting.progress import console, cpus
+from brats_inpainting.host import cpus
+from brats_inpainting.progress import console
 
 UNKNOWN = float("nan")
 WORKERS = 4  # cases at a time at most

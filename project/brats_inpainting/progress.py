@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from types import TracebackType
@@ -72,11 +71,6 @@ class Watch:
         elif not self.quiet and now - self.last_line >= LINE_EVERY:
             self.last_line = now
             console.print(f"{where}, {fraction:.0%} done, {duration(left)} left")
-
-
-def cpus() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def duration(seconds: float) -> str:

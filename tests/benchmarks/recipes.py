@@ -20,6 +20,7 @@ from brats_inpainting.train import train
 
 SMALL = Path(__file__).parents[2] / "workspace" / "parameters" / "small.yaml"
 BUDGET = {
+    "compile": True,
     "max_steps": 1500,
     "warmup": 100,
     "decay": 500,

@@ -24,7 +24,8 @@ from brats_inpainting.data import cases
 from brats_inpainting.data.masks import Placed
 from brats_inpainting.data.volume import PERCENTILES, Frame, Intensity, Orientation, whole_or_not_at_all
 from brats_inpainting.errors import CaseError, ConfigError
-from brats_inpainting.progress import cpus, duration
+from brats_inpainting.host import cpus
+from brats_inpainting.progress import duration
 
 log = logging.getLogger(__name__)
 

@@ -245,7 +245,7 @@ def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndar
     if bright_XYZ.sum() * zooms.prod() / 1000 > MAX_BRAIN_ML:
         yield "not skull-stripped, it seems: the network knows brains only, so the fill will be wrong near the skull"
     whole = bright_XYZ | mask_XYZ
-    if any(whole.take(end, axis=axis).mean() > 0.05 for axis in range(3) for end in (0, -1)):
+    if any(face.mean() > 0.05 for face in _faces(whole)):
         yield "the brain is cropped by the edge of the image; the fill near that edge will be worse"
 
 
@@ -266,9 +266,13 @@ def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.nda
 
 def background(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
     """Return the value of the background: the median of the volume's faces outside the mask; 0 in BraTS."""
-    faces = [image_XYZ.take(end, axis=axis)[~mask_XYZ.take(end, axis=axis)] for axis in range(3) for end in (0, -1)]
-    rim = np.concatenate(faces)
+    rim = np.concatenate([face[~masked] for face, masked in zip(_faces(image_XYZ), _faces(mask_XYZ), strict=True)])
     return float(np.median(rim)) if rim.size else 0.0
+
+
+def _faces(array_XYZ: np.ndarray) -> list[np.ndarray]:
+    """Return views of the six faces of a volume."""
+    return [np.moveaxis(array_XYZ, axis, 0)[end] for axis in range(3) for end in (0, -1)]
 
 
 def _times(shape: tuple[int, ...]) -> str:
