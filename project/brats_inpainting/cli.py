@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from brats_inpainting.progress import console
 
 if TYPE_CHECKING:
     from brats_inpainting.data.cases import Case
+    from brats_inpainting.device import Precision
     from brats_inpainting.report import Page
 
 UNUSABLE, SOME_FAILED = 2, 3  # exit codes; 0 is success, 1 an internal error, 130 and 143 interruptions
@@ -42,6 +43,7 @@ LOUDNESS = ("-v", "--verbose", "-q", "--quiet")
 PRESET_NAMES = ", ".join(PRESETS)
 SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
 NoiseMode = StrEnum("NoiseMode", ["independent", "shared", "slerp"])
+PrecisionName = StrEnum("PrecisionName", ["auto", "fp32", "bf16", "fp16"])
 PlaneName = StrEnum("PlaneName", ["axial", "coronal", "sagittal"])
 Baseline = StrEnum("Baseline", ["mean", "biharmonic", "telea", "mirror"])
 
@@ -110,6 +112,9 @@ def infer(
     seed: Annotated[int | None, _option("seed", "Same seed, same result. Default: 0.", min=0)] = None,
     device: Annotated[str | None, _option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
     batch_size: Annotated[str, _option("batch-size", "Slices per network pass: auto or a number.")] = "auto",
+    precision: Annotated[
+        PrecisionName, _option("precision", "Of the network; auto is fp32 on a CPU, bf16 or fp16 on a GPU.")
+    ] = PrecisionName.auto,
     resume: Annotated[
         bool, _option("resume", "Keep finished outputs, make the others; wins over --overwrite.")
     ] = False,
@@ -151,6 +156,7 @@ def infer(
         preset=preset or said.preset or DEFAULT_PRESET,
         device=device or said.device or "auto",
         batch_size=_whole_number(batch_size),
+        precision=cast("Precision", precision.value),
         unet=said.unet,
         diffusion=said.diffusion,
         **said.sampling | {name: value for name, value in flags.items() if value is not None},

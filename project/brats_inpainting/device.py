@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from typing import Literal
 
 import torch
 
 from brats_inpainting.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -38,6 +42,13 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     log.info("on %s%s", device, f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "")
     return device
+
+
+def best_precision(device: torch.device) -> Precision:
+    """Return the precision to run a network in: on GPUs the one that their matrix units are made for."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
 def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:

@@ -6,7 +6,9 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -71,9 +73,20 @@ class Run:
         """Fill all cases; a case that fails is noted in ``failed`` and never stops the others."""
         keep = self.report_path is not None and self.inpainter.sampling.samples > 1
         by_id = {case.id: target for target, case in self.jobs.items()}
-        with Watch(len(self.jobs), quiet=self.quiet) as watch:
-            for stack in self.inpainter.fill(self._scans(watch), seed=self.seed, keep=keep, on_pass=watch.advance):
-                self._deliver(stack, by_id[stack.scan.id], watch)
+        with Watch(len(self.jobs), quiet=self.quiet) as watch, ThreadPoolExecutor(1) as writer:
+            under_way: deque[Future[None]] = deque()
+
+            def deliver(stack: Stack) -> None:
+                """Finish and write in a thread beside; one at a time, because what waits takes memory."""
+                while under_way:
+                    under_way.popleft().result()
+                under_way.append(writer.submit(self._deliver, stack, by_id[stack.scan.id], watch))
+
+            scans = self._scans(watch, deliver)
+            for stack in self.inpainter.fill(scans, seed=self.seed, keep=keep, on_pass=watch.advance):
+                deliver(stack)
+            for last in under_way:
+                last.result()
         self._write_report()
 
     def settings(self) -> dict[str, Any]:
@@ -82,15 +95,16 @@ class Run:
             "sampling": self.inpainter.sampling.model_dump(mode="json"),
             "weights": self.inpainter.weights.sha256,
             "diffusion": self.inpainter.weights.diffusion.model_dump(mode="json"),
+            "precision": self.inpainter.precision,
             "seed": self.seed,
             "keep_dtype": self.keep_dtype,
         }
 
-    def _scans(self, watch: Watch) -> Iterator[Scan]:
+    def _scans(self, watch: Watch, deliver: Callable[[Stack], None]) -> Iterator[Scan]:
         sampling = self.inpainter.sampling
-        for target, case in self.jobs.items():
+        for case, prepared in zip(self.jobs.values(), _ahead(self._prepare, self.jobs.values()), strict=True):
             try:
-                scan = volume.prepare(cases.load(case), dilate=sampling.dilate)
+                scan = prepared.result()
             except CaseError as error:
                 self._fail(case.id, error, watch)
                 continue
@@ -99,7 +113,10 @@ class Run:
             if todo:
                 yield scan
             else:
-                self._deliver(Stack(scan, sampling.samples), target, watch)
+                deliver(Stack(scan, sampling.samples))
+
+    def _prepare(self, case: Case) -> Scan:
+        return volume.prepare(cases.load(case), dilate=self.inpainter.sampling.dilate)
 
     def _deliver(self, stack: Stack, target: Path, watch: Watch) -> None:
         scan = stack.scan
@@ -188,13 +205,24 @@ class Run:
             "threads": torch.get_num_threads(),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
             "cases": self.reports,
-            "failed": self.failed,
+            "failed": dict(self.failed),  # the reader may add to it meanwhile
         }
         try:
             with volume.whole_or_not_at_all(self.report_path / "run.json") as hidden:
                 hidden.write_text(json.dumps(content, indent=2) + "\n")
         except OSError as error:
             log.warning("run.json cannot be written to %s (%s); the fills go on", self.report_path, error.strerror)
+
+
+def _ahead(function: Callable[[Case], Scan], given: Iterable[Case]) -> Iterator[Future[Scan]]:
+    """Yield what a function makes of every case; a thread is at work on the next while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming: deque[Future[Scan]] = deque()
+        for case in given:
+            coming.append(thread.submit(function, case))
+            if len(coming) > 1:
+                yield coming.popleft()
+        yield from coming
 
 
 def _read_record(record: Path) -> dict[str, Any]:

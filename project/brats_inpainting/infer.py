@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from brats_inpainting.config import (
 from brats_inpainting.data import cases, slices, volume
 from brats_inpainting.data.slices import Slice, Stack
 from brats_inpainting.data.volume import Scan
-from brats_inpainting.device import choose_device
+from brats_inpainting.device import DTYPES, Precision, best_precision, choose_device
 from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.process import Denoiser, Prediction, Schedule
@@ -55,13 +55,15 @@ class Inpainting(NamedTuple):
 class Inpainter:
     """A network, the way it is sampled, and the device that it runs on.
 
-    ``batch_size`` is halved whenever memory runs out.
+    ``batch_size`` is halved whenever memory runs out. ``precision`` is that of the network's convolutions and matrix
+    products; everything else is float32.
     """
 
     weights: Weights = field(repr=False)
     sampling: SamplingConfig
     device: torch.device
     batch_size: int
+    precision: Precision = "fp32"
 
     @classmethod
     def load(
@@ -71,6 +73,7 @@ class Inpainter:
         preset: str = DEFAULT_PRESET,
         device: str = "auto",
         batch_size: int | None = None,
+        precision: Precision | Literal["auto"] = "auto",
         unet: UNetConfig | None = None,
         diffusion: DiffusionConfig | None = None,
         **overrides: Any,
@@ -82,6 +85,7 @@ class Inpainter:
             preset: a name in ``config.PRESETS``.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
             batch_size: slices per network pass; chosen by the device if not given.
+            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, the shorter one that a GPU is made for.
             unet: the architecture of a weights file that stores none, if the shapes in it do not tell enough.
             diffusion: what the numbers of such a file mean, if not what the paper's do.
             overrides: fields of ``SamplingConfig`` that replace the preset's.
@@ -98,7 +102,8 @@ class Inpainter:
                 f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
                 f"  Give one of 3 channels (b, m, x_t) whose factor divides {FRAME_MULTIPLE} and its window."
             )
-        return cls(loaded, how, where, batch_size or BATCH[where.type])
+        exact = best_precision(where) if precision == "auto" else precision
+        return cls(loaded, how, where, batch_size or BATCH[where.type], exact)
 
     def __post_init__(self) -> None:
         """Put the network where it will work."""
@@ -211,11 +216,11 @@ class Inpainter:
         condition_SCHW = torch.cat([low + (high - low) * scaled_SCHW[:, :1], scaled_SCHW[:, 1:]], dim=1)
 
         def draw(step: int) -> Tensor:
-            return _padded([self._draw(piece, seed, step) for piece in batch], size).to(self.device)
+            return self._on_device(_padded([self._draw(piece, seed, step) for piece in batch], size))
 
         denoise = Denoiser(
-            self.weights.network,
-            condition_SCHW.to(self.device, memory_format=torch.channels_last),
+            self._network,
+            self._on_device(condition_SCHW.contiguous(memory_format=torch.channels_last)),
             self._schedule,
             self.weights.diffusion,
         )
@@ -232,6 +237,15 @@ class Inpainter:
             noise=lambda k: draw(k + 1),
         )
         return ((x0_S1HW[: len(batch)] - low) / (high - low)).float().cpu().numpy()
+
+    def _network(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+            return self.weights.network(x_SCHW, t_S)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        """Send a tensor where the network is; a GPU fetches it from pinned memory when it gets there."""
+        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return pinned.to(self.device, non_blocking=True)
 
     def _draw(self, piece: Slice, seed: int, step: int) -> Tensor:
         """Draw the noise of a slice's whole frame, and cut its window: 1 × H × W."""

@@ -102,20 +102,20 @@ class Schedule:
         """Return x_t ~ q(x_t | x_0) for the given noise (paper eq. 2)."""
         return _at(np.sqrt(self.alpha_bar), t_S) * x0_S1HW + _at(np.sqrt(1 - self.alpha_bar), t_S) * noise_S1HW
 
-    def posterior_mean(self, x0_S1HW: Tensor, x_t_S1HW: Tensor, t_S: Tensor) -> Tensor:
+    def posterior_mean(self, x0_S1HW: Tensor, x_t_S1HW: Tensor, t: Tensor | int) -> Tensor:
         """Return the mean of q(x_{t−1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
         c0, ct = self.posterior_mean_coefficients.T
-        return _at(c0, t_S) * x0_S1HW + _at(ct, t_S) * x_t_S1HW
+        return _at(c0, t) * x0_S1HW + _at(ct, t) * x_t_S1HW
 
-    def log_variance(self, v_S1HW: Tensor | None, t_S: Tensor) -> Tensor:
+    def log_variance(self, v_S1HW: Tensor | None, t: Tensor | int) -> Tensor:
         """Return log Σ_θ: v interpolates between log β̃_t at −1 and log β_t at 1 (improved DDPM eq. 15).
 
-        A network without a variance channel (``None``) has β̃_t, shaped S × 1 × 1 × 1.
+        A network without a variance channel (``None``) has β̃_t, shaped as ``_at`` shapes it.
         """
-        low = _at(self.posterior_log_variance, t_S)
+        low = _at(self.posterior_log_variance, t)
         if v_S1HW is None:
             return low
-        high, fraction = _at(np.log(self.betas), t_S), (v_S1HW + 1) / 2
+        high, fraction = _at(np.log(self.betas), t), (v_S1HW + 1) / 2
         return fraction * high + (1 - fraction) * low
 
 
@@ -141,17 +141,17 @@ class Denoiser:
 
     def __call__(self, x_S1HW: Tensor, t: int) -> Prediction:
         """Return x̂_0 (clamped), the ε that leads from it to ``x_S1HW``, and v, in float32."""
-        t_S = torch.tensor([t], device=x_S1HW.device)  # one timestep for all slices: its embedding is computed once
-        out_SCHW = self.network(torch.cat([self.condition_S2HW, x_S1HW], dim=1), t_S).float()
-        return predict(out_SCHW, x_S1HW, t_S, self.schedule, self.config, clamped=True)
+        t_1 = torch.full((1,), t, device=x_S1HW.device)  # one timestep for all slices: its embedding is computed once
+        out_SCHW = self.network(torch.cat([self.condition_S2HW, x_S1HW], dim=1), t_1).float()
+        return predict(out_SCHW, x_S1HW, t, self.schedule, self.config, clamped=True)
 
 
 def predict(
-    out_SCHW: Tensor, x_S1HW: Tensor, t_S: Tensor, schedule: Schedule, config: DiffusionConfig, *, clamped: bool
+    out_SCHW: Tensor, x_S1HW: Tensor, t: Tensor | int, schedule: Schedule, config: DiffusionConfig, *, clamped: bool
 ) -> Prediction:
     """Translate a network output at x_t into x̂_0, ε and v, whatever its parametrisation (ε, v or x_0)."""
     first, v = out_SCHW[:, :1], out_SCHW[:, 1:] if out_SCHW.shape[1] > 1 else None
-    alpha, sigma = _at(np.sqrt(schedule.alpha_bar), t_S), _at(np.sqrt(1 - schedule.alpha_bar), t_S)
+    alpha, sigma = _at(np.sqrt(schedule.alpha_bar), t), _at(np.sqrt(1 - schedule.alpha_bar), t)
     if config.prediction == "x0":
         x0 = first
     elif config.prediction == "v":
@@ -240,6 +240,8 @@ def _discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Ten
     return torch.where(x < -0.999, log_upper, torch.where(x > 0.999, log_above, log_bin))
 
 
-def _at(values_T: np.ndarray, t_S: Tensor) -> Tensor:
-    """Pick the schedule's values at the timesteps, as float32 S × 1 × 1 × 1."""
-    return torch.as_tensor(values_T, device=t_S.device)[t_S].float()[:, None, None, None]
+def _at(values_T: np.ndarray, t: Tensor | int) -> Tensor:
+    """Pick the schedule's values in float32: S × 1 × 1 × 1 for S timesteps; for one, a number that no GPU waits for."""
+    if isinstance(t, int):
+        return torch.tensor(values_T[t], dtype=torch.float32)
+    return torch.as_tensor(values_T, device=t.device)[t].float()[:, None, None, None]

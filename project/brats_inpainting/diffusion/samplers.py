@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from brats_inpainting.diffusion.process import Prediction, Schedule
@@ -52,12 +51,12 @@ def ddpm(
     complete = len(timesteps) == len(schedule)
     for k, t in enumerate(timesteps):
         x0, _, v = denoise(x_S1HW, t)
-        place_S = torch.tensor([len(chain) - 1 - k], device=x_S1HW.device)
+        place = len(chain) - 1 - k
         if k == len(timesteps) - 1 or (complete and t <= 2):
             x_S1HW = x0
         else:
-            sigma = (0.5 * chain.log_variance(v, place_S)).exp()
-            x_S1HW = chain.posterior_mean(x0, x_S1HW, place_S) + sigma * noise(k)
+            sigma = (0.5 * chain.log_variance(v, place)).exp()
+            x_S1HW = chain.posterior_mean(x0, x_S1HW, place) + sigma * noise(k)
     return x_S1HW
 
 
