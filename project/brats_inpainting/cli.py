@@ -44,6 +44,8 @@ PRESET_NAMES = ", ".join(PRESETS)
 SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
 NoiseMode = StrEnum("NoiseMode", ["independent", "shared", "slerp"])
 PrecisionName = StrEnum("PrecisionName", ["auto", "fp32", "bf16", "fp16"])
+BenchmarkPart = StrEnum("BenchmarkPart", ["ceilings", "passes", "peers", "cases"])
+BenchmarkNetwork = StrEnum("BenchmarkNetwork", ["paper", "bundled"])
 PlaneName = StrEnum("PlaneName", ["axial", "coronal", "sagittal"])
 Baseline = StrEnum("Baseline", ["mean", "biharmonic", "telea", "mirror"])
 
@@ -364,6 +366,47 @@ def info() -> None:
 
     for name, text in about.facts().items():
         out.print(f"{name:10} {text}")
+
+
+@app.command()
+def benchmark(
+    data_path: Annotated[
+        Path | None, _option("data-path", "Folder of cases to be filled. Default: the example case.")
+    ] = None,
+    report_path: Annotated[
+        Path | None, _option("report-path", "Folder for benchmark.json, benchmark.md and roofline.png.")
+    ] = None,
+    part: Annotated[
+        list[BenchmarkPart] | None, _option("part", "What to measure; may be given several times. Default: all.")
+    ] = None,
+    network: Annotated[
+        list[BenchmarkNetwork] | None, _option("network", "Which; may be given several times. Default: both.")
+    ] = None,
+    rounds: Annotated[int, _option("rounds", "Turns that our network and its peers take.", min=1)] = 5,
+    device: Annotated[str, _option("device", "auto, cpu, cuda.")] = "auto",
+    precision: Annotated[PrecisionName, _option("precision", "Of the network; auto is what infer takes.")] = (
+        PrecisionName.auto
+    ),
+) -> None:
+    """Measure speed and memory: the machine's limits, a pass beside them and beside others, a whole case by phase."""
+    from brats_inpainting.benchmark import report as reporting
+    from brats_inpainting.benchmark import run
+    from brats_inpainting.data import volume
+
+    if report_path:
+        volume.make_writable(report_path)
+    results = run.run(
+        device=device,
+        precision=None if precision == "auto" else cast("Precision", precision.value),
+        networks=network or run.NETWORKS,
+        parts=part or run.PARTS,
+        rounds=rounds,
+        data_path=data_path,
+    )
+    for grid in reporting.grids(results):
+        wide.print(grid.rich())
+    for path in reporting.write(results, report_path) if report_path else ():
+        out.print(f"written: {path}")
 
 
 def _keep_apart(report_path: Path | None, *filled: Path | None) -> None:

@@ -73,9 +73,9 @@ def mosaic(
         title: the line above everything.
     """
     columns = max(len(views) for _, _, views, _ in rows)
-    figure = _figure((3 * columns, 3.2 * len(rows)), facecolor="black", layout="constrained")
-    figure.suptitle(title, color="white")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    drawing = figure((3 * columns, 3.2 * len(rows)), facecolor="black", layout="constrained")
+    drawing.suptitle(title, color="white")
+    grid = drawing.subplots(len(rows), columns, squeeze=False)
     for ax in grid.flat:
         ax.set_axis_off()
     for axes, (label, plane, views, mask_XYZ) in zip(grid, rows, strict=True):
@@ -86,7 +86,7 @@ def mosaic(
             ax.text(0.02, 0.5, plane.left, color="white", fontsize=9, transform=ax.transAxes)
         if plane.cut(mask_XYZ).any():
             axes[0].contour(plane.cut(mask_XYZ), [0.5], colors="#ffb000", linewidths=0.8)
-    figure.savefig(path, dpi=100)
+    drawing.savefig(path, dpi=100)
 
 
 def three_planes(views: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, path: Path, *, title: str) -> None:
@@ -103,8 +103,8 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         rows: what metrics.jsonl holds, each with its ``step``.
         path: the PNG to write.
     """
-    figure = _figure((11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    drawing = figure((11, 4), layout="constrained")
+    left, right = drawing.subplots(1, 2)
     for name in ("loss", "mse_q1", "mse_q2", "mse_q3", "mse_q4"):
         if points := [(row["step"], row[name]) for row in rows if name in row]:
             left.plot(*zip(*points, strict=True), label=name, alpha=1.0 if name == "loss" else 0.5)
@@ -115,7 +115,7 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), color=colour, marker=".")
         axes.set_ylabel(name.upper(), color=colour)
     right.set(xlabel="step", title="held-out cases")
-    figure.savefig(path, dpi=100)
+    drawing.savefig(path, dpi=100)
 
 
 def can_draw() -> bool:
@@ -123,7 +123,12 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _figure(size: tuple[float, float], **settings: Any) -> Any:
+def figure(size: tuple[float, float], **settings: Any) -> Any:
+    """Return an empty figure of so many inches.
+
+    Raises:
+        ConfigError: when matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -141,8 +141,9 @@ class Scan:
 
     def inside(self, framed_HWS: np.ndarray) -> np.ndarray:
         """Return the scan in its own intensities, filled from ``framed_HWS`` inside the mask, untouched elsewhere."""
-        filled_XYZ = self.intensity.undo(np.clip(self._unframed(framed_HWS), 0, 1))
-        return np.where(self.mask_XYZ, filled_XYZ, self.voided_XYZ)
+        result_XYZ, mask_XYZ = self.voided_XYZ.copy(), self.mask_XYZ
+        result_XYZ[mask_XYZ] = self.intensity.undo(np.clip(self._unframed(framed_HWS)[mask_XYZ], 0, 1))
+        return result_XYZ
 
     def everywhere(self, framed_HWS: np.ndarray) -> np.ndarray:
         """Return ``framed_HWS`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3).

@@ -1,0 +1,140 @@
+"""A whole case, from the files to the file, phase by phase."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from brats_inpainting.benchmark import subject
+from brats_inpainting.data import cases, slices, volume
+from brats_inpainting.data.volume import Scan
+from brats_inpainting.device import Precision
+from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.folder import Run
+from brats_inpainting.infer import Inpainter
+
+NETWORK, SAMPLER = "network", "sampler arithmetic"
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of a case by phase, after one case to warm up; the most memory, in bytes, that the process took.
+
+    Network and sampler were timed on ``measured`` of the ``passes`` (slices × steps) that the case needs, and scaled.
+    """
+
+    network: str
+    preset: str
+    slices: int
+    passes: int
+    measured: int
+    seconds: dict[str, float]
+    peak: int
+
+    @property
+    def other_share(self) -> float:
+        """The share of everything that is not the network."""
+        return 1 - self.seconds[NETWORK] / sum(self.seconds.values())
+
+
+class Timed(nn.Module):
+    """A network that counts the seconds it takes."""
+
+    def __init__(self, network: UNet, device: str) -> None:
+        """Wrap a network on a device."""
+        super().__init__()
+        self.network, self.device, self.seconds = network, device, 0.0
+
+    def forward(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
+        """Return what the network returns."""
+        out: list[Tensor] = []
+        self.seconds += subject.seconds(lambda: out.append(self.network(x_SCHW, t_S)), self.device)
+        return out[0]
+
+
+def measure(
+    network: str, preset: str, data_path: Path, device: str, precision: Precision, limits: tuple[int, int]
+) -> Phases:
+    """Fill the first case of a folder.
+
+    Args:
+        network: ``bundled``, or ``paper`` with random weights, which cost the same as trained ones.
+        preset: a name in ``config.PRESETS``.
+        data_path: folder of cases.
+        device: where the network runs.
+        precision: its precision.
+        limits: the most slices and the most steps that are really done; network and sampler are scaled from them.
+    """
+    inpainter, timed = _inpainter(network, preset, device, precision)
+    whole = inpainter.sampling
+    inpainter.sampling = whole.model_copy(update={"steps": min(limits[1], whole.steps)})
+    case = cases.find(data_path)[0]
+    _fill(inpainter, timed, case, limits[0])
+    seconds, todo, done = _fill(inpainter, timed, case, limits[0])
+    passes, measured = todo * whole.passes, done * inpainter.sampling.passes
+    for name in (NETWORK, SAMPLER):
+        seconds[name] *= passes / measured
+    return Phases(network, preset, todo, passes, measured, seconds, subject.peak_bytes(device))
+
+
+def in_a_row(preset: str, data_path: Path, device: str, precision: Precision) -> tuple[int, float, float]:
+    """Fill all cases of a folder as ``infer`` does: their number, the seconds, those that the network was at work."""
+    inpainter, timed = _inpainter("bundled", preset, device, precision)
+    with tempfile.TemporaryDirectory() as output:
+        jobs = {Path(output) / cases.output_name(case.id): case for case in cases.find(data_path)}
+        run = Run(inpainter, jobs, quiet=True)
+        run.start("error")
+        started = time.perf_counter()
+        run.go()
+        return len(jobs), time.perf_counter() - started, timed.seconds
+
+
+def _inpainter(network: str, preset: str, device: str, precision: Precision) -> tuple[Inpainter, Timed]:
+    """Load the bundled weights, or put the paper's network in their place; every pass is timed."""
+    inpainter = Inpainter.load(preset=preset, device=device, precision=precision)
+    weights = inpainter.weights
+    if network == "paper":
+        papers = subject.Subject.of("paper", 1, device, precision)
+        weights = replace(weights, network=papers.network(), diffusion=papers.diffusion)
+    timed = Timed(weights.network, device)
+    weights = replace(weights, network=cast("UNet", timed))
+    return Inpainter(weights, inpainter.sampling, inpainter.device, inpainter.batch_size, precision), timed
+
+
+def _fill(inpainter: Inpainter, timed: Timed, case: cases.Case, limit: int) -> tuple[dict[str, float], int, int]:
+    """Fill a case, or its first slices; return the seconds by phase, the slices it has, and those that were done."""
+    times = {"start": time.perf_counter()}
+
+    def lap(name: str) -> None:
+        times[name] = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = cases.load(case)
+        lap("load")
+        scan = volume.prepare(loaded)
+        lap("prepare")
+        timed.seconds = 0.0
+        few, todo, done = _first_slices(scan, limit)
+        stack = next(inpainter.fill([few]))
+        lap("fill")
+        result_XYZ, _ = inpainter.finish(stack)
+        lap("undo")
+        volume.save(volume.image_like(loaded, result_XYZ), Path(folder) / "filled.nii.gz")
+        lap("save")
+    seconds = {name: times[name] - times[before] for before, name in pairwise(times)}
+    seconds |= {NETWORK: timed.seconds, SAMPLER: seconds.pop("fill") - timed.seconds}
+    return seconds, todo, done
+
+
+def _first_slices(scan: Scan, limit: int) -> tuple[Scan, int, int]:
+    """Take the mask away but for its first slices; say how many there are, and how many stay."""
+    masked = slices.masked(scan.mask_HWS)
+    few_HWS = scan.mask_HWS & np.isin(np.arange(scan.mask_HWS.shape[2]), masked[:limit])
+    return replace(scan, mask_HWS=few_HWS), len(masked), len(masked[:limit])

@@ -1,0 +1,86 @@
+"""What the machine can do at most: matrix products, copies, and a network's convolutions each run alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from brats_inpainting.benchmark.subject import TIMESTEP, Subject, best
+from brats_inpainting.device import DTYPES, Precision
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution as a network does it: shapes of its input and its weights, and its stride."""
+
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: int
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One shape run alone: how many times a pass does it, and what it costs once."""
+
+    shape: Shape
+    times: int
+    flops: int
+    bytes: int
+    seconds: float
+
+
+def matrix_product(precision: Precision, device: str) -> float:
+    """Return the FLOP/s of a large square matrix product."""
+    n = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(DTYPES[precision]) for _ in range(2))
+    return 2 * n**3 / best(lambda: a @ b, device)
+
+
+def copy(device: str) -> float:
+    """Return the bytes a second that a copy of 256 MB reads and writes."""
+    a, b = (torch.zeros(2**26, device=device) for _ in range(2))
+    return 2 * a.nbytes / best(lambda: b.copy_(a), device)
+
+
+def convolutions(network: nn.Module, subject: Subject) -> tuple[int, list[Convolution]]:
+    """Run every convolution of one pass alone, in the network's layout and precision; the best time of each.
+
+    Returns:
+        The FLOPs of a whole pass, and its convolutions.
+    """
+    found: Counter[Shape] = Counter()
+
+    def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+        shape = (subject.batch, *given[0].shape[1:])
+        found[Shape(shape, tuple(layer.weight.shape), layer.stride[0])] += 1
+
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv1d | nn.Conv2d)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter, subject.autocast():
+        network(subject.input_SCHW()[:1], torch.tensor([TIMESTEP], device=subject.device))
+    for hook in hooks:
+        hook.remove()
+    flops = counter.get_total_flops() * subject.batch
+    return flops, [_alone(shape, times, subject) for shape, times in found.items()]
+
+
+def _alone(shape: Shape, times: int, subject: Subject) -> Convolution:
+    c_out, c_in, *kernel = shape.weight
+    kind = nn.Conv2d if len(kernel) == 2 else nn.Conv1d
+    layer = kind(c_in, c_out, kernel[0], stride=shape.stride, padding=kernel[0] // 2)
+    dtype = DTYPES[subject.precision]
+    x = torch.randn(shape.x, dtype=dtype, device=subject.device)
+    layer.to(subject.device, dtype)
+    if kind is nn.Conv2d:
+        x = x.contiguous(memory_format=torch.channels_last)
+        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        y = layer(x)
+        taken = best(lambda: layer(x), subject.device, at_most=2)
+    flops = 2 * y.numel() * layer.weight[0].numel()
+    return Convolution(shape, times, flops, x.nbytes + y.nbytes + layer.weight.nbytes, taken)

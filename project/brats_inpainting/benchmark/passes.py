@@ -1,0 +1,59 @@
+"""One denoising step, from x_t and its condition to x̂_0: time, rate, memory, and what it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from brats_inpainting.benchmark import ceilings
+from brats_inpainting.benchmark.subject import TIMESTEP, Subject, median, peak_bytes
+from brats_inpainting.diffusion.process import Denoiser, Schedule
+
+SHARE = 0.05  # operators that take less are not named
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A denoising step of a whole batch.
+
+    ``ceiling`` is the sum of the best times of its convolutions run alone, in seconds; ``operators`` are shares of the
+    time; ``peak`` is in bytes.
+    """
+
+    subject: Subject
+    seconds: float
+    flops: int
+    ceiling: float
+    operators: dict[str, float]
+    peak: int
+    convolutions: list[ceilings.Convolution]
+
+
+def measure(subject: Subject) -> Pass:
+    """Measure in this process; its peak is the network's if nothing came before."""
+    network, x_SCHW = subject.network(), subject.input_SCHW()
+
+    def forward(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with subject.autocast():
+            return network(x, t)
+
+    denoise = Denoiser(forward, x_SCHW[:, :2], Schedule.of(subject.diffusion), subject.diffusion)
+    with torch.inference_mode():
+        taken = median(lambda: denoise(x_SCHW[:, 2:], TIMESTEP), subject.device)
+        peak = peak_bytes(subject.device)
+        with profile(activities=[ProfilerActivity.CUDA if subject.device == "cuda" else ProfilerActivity.CPU]) as seen:
+            denoise(x_SCHW[:, 2:], TIMESTEP)
+    flops, alone = ceilings.convolutions(network, subject)
+    ceiling = sum(found.times * found.seconds for found in alone)
+    return Pass(subject, taken, flops, ceiling, _shares(seen, subject.device), peak, alone)
+
+
+def _shares(seen: profile, device: str) -> dict[str, float]:
+    """Return the operators that take more than a twentieth of the time, the longest first."""
+    name = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
+    taken = {event.key: getattr(event, name) for event in seen.key_averages()}
+    total = sum(taken.values())
+    shares = {key.removeprefix("aten::"): value / total for key, value in taken.items()}
+    return dict(sorted(((k, v) for k, v in shares.items() if v > SHARE), key=lambda item: -item[1]))

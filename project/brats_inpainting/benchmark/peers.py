@@ -1,0 +1,175 @@
+"""Our network beside others that do the same work, in turns: each in a process of its own, as its users run it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from brats_inpainting import host
+from brats_inpainting.benchmark import subject as subjects
+from brats_inpainting.benchmark.reference import Reference
+from brats_inpainting.benchmark.subject import TIMESTEP, Subject, peak_bytes
+from brats_inpainting.config import UNetConfig
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How another network does: seconds of every turn, FLOPs of a pass, peak of memory in bytes.
+
+    ``distance`` is ‖ours − theirs‖ / ‖ours‖, or ``None`` where the weights differ.
+    """
+
+    name: str
+    seconds: list[float]
+    flops: int
+    peak: int
+    distance: float | None
+
+    def ratio(self, ours: Peer) -> float:
+        """Return how many times as long as ours it takes for the same number of FLOPs: the median over the turns."""
+        pairs = zip(self.seconds, ours.seconds, strict=True)
+        return statistics.median(theirs / own for theirs, own in pairs) * ours.flops / self.flops
+
+
+def compare(subject: Subject, *, rounds: int = 5) -> list[Peer]:
+    """Let every peer make one pass in turn, so many rounds after one to warm up; ours is the first."""
+    peers = {name: build for name, build in PEERS.items() if _makes_sense(name, subject)}
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(subjects.process(_prepare, name, subject)) for name in peers}
+        outputs = {name: alone.submit(_output).result() for name, alone in running.items()}
+        taken: dict[str, list[float]] = {name: [] for name in running}
+        for _ in range(rounds):
+            for name, alone in running.items():
+                taken[name].append(alone.submit(_turn).result())
+        costs = {name: alone.submit(_cost).result() for name, alone in running.items()}
+    ours = outputs["ours"]
+    return [
+        Peer(name, taken[name], *costs[name], _distance(ours, outputs[name]) if name not in LIBRARIES else None)
+        for name in running
+    ]
+
+
+def _compiled(subject: Subject) -> nn.Module:
+    return torch.compile(subject.network(), mode="reduce-overhead")  # type: ignore[return-value] # with CUDA graphs
+
+
+def _reference(subject: Subject) -> nn.Module:
+    return Reference(subject.network())
+
+
+def _diffusers(subject: Subject) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    config = subject.unet
+    attends = [2**level in config.attention_at for level in range(len(config.multipliers))]
+    model = UNet2DModel(
+        sample_size=subject.side,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        layers_per_block=config.blocks,
+        block_out_channels=_channels(config),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        attention_head_dim=max(_channels(config)) // config.heads,
+    )
+    return _Sample(model)
+
+
+def _monai(subject: Subject) -> nn.Module:
+    from monai.networks.nets import DiffusionModelUNet
+
+    config = subject.unet
+    return DiffusionModelUNet(
+        spatial_dims=2,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        channels=_channels(config),
+        num_res_blocks=config.blocks,
+        attention_levels=[2**level in config.attention_at for level in range(len(config.multipliers))],
+        num_head_channels=max(_channels(config)) // config.heads,
+    )
+
+
+class _Sample(nn.Module):
+    """Take the tensor out of what diffusers' models return."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
+        return self.model(x_SCHW, t_S).sample
+
+
+def _channels(config: UNetConfig) -> tuple[int, ...]:
+    return tuple(config.width * multiplier for multiplier in config.multipliers)
+
+
+PEERS: dict[str, Callable[[Subject], nn.Module]] = {
+    "ours": Subject.network,
+    "ours, compiled": _compiled,
+    "eager reference": _reference,
+    "eager reference, memory kept": _reference,
+    "eager reference, float32": _reference,
+    "diffusers UNet2DModel": _diffusers,
+    "MONAI DiffusionModelUNet": _monai,
+}
+LIBRARIES = {"diffusers UNet2DModel": "diffusers", "MONAI DiffusionModelUNet": "monai"}
+ON_ONE_KIND = {"ours, compiled": "cuda", "eager reference, memory kept": "cpu", "eager reference, float32": "cuda"}
+
+
+def _makes_sense(name: str, subject: Subject) -> bool:
+    """Tell whether a peer is installed, and says something on this device."""
+    return ON_ONE_KIND.get(name, subject.device) == subject.device and bool(find_spec(LIBRARIES.get(name, "torch")))
+
+
+_here: dict[str, Any] = {}  # what the process of a peer works on
+
+
+def _prepare(name: str, subject: Subject) -> None:
+    """Build a peer in its own process; only ours, and one for comparison, keep their memory."""
+    if name.startswith("ours") or name.endswith("memory kept"):
+        host.settle()
+    if name.endswith("float32"):
+        subject = replace(subject, precision="fp32")
+    network = PEERS[name](subject).eval().requires_grad_(requires_grad=False).to(subject.device)
+    x_SCHW = subject.input_SCHW() if name.startswith("ours") else subject.input_SCHW().contiguous()
+    t = torch.full((1 if name.startswith("ours") else subject.batch,), TIMESTEP, device=subject.device)
+    _here.update(network=network, x=x_SCHW, t=t, subject=subject)
+
+
+def _pass() -> Tensor:
+    with torch.inference_mode(), _here["subject"].autocast():
+        return _here["network"](_here["x"], _here["t"])
+
+
+def _output() -> np.ndarray:
+    return _pass().float().cpu().numpy()
+
+
+def _turn() -> float:
+    return subjects.seconds(_pass, _here["subject"].device)
+
+
+def _cost() -> tuple[int, int]:
+    """Return the FLOPs of a pass, counted on a single slice, and this process's peak of memory."""
+    peak = peak_bytes(_here["subject"].device)
+    _here.update(x=_here["x"][:1], t=_here["t"][:1])
+    with FlopCounterMode(display=False) as counter:
+        _pass()
+    return counter.get_total_flops() * _here["subject"].batch, peak
+
+
+def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))

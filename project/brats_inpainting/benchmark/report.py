@@ -1,0 +1,143 @@
+"""Measurements as tables, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from brats_inpainting import pictures
+from brats_inpainting.benchmark.case import Phases
+from brats_inpainting.benchmark.passes import Pass
+from brats_inpainting.benchmark.peers import Peer
+from brats_inpainting.benchmark.run import Results
+from brats_inpainting.config import Settings
+from brats_inpainting.data.volume import whole_or_not_at_all
+from brats_inpainting.progress import duration
+from brats_inpainting.tables import Grid
+
+PHASES = ("load", "prepare", "network", "sampler arithmetic", "undo", "save")
+
+
+def grids(results: Results) -> list[Grid]:
+    """Return the tables of what was measured."""
+    found = [Grid("The machine", ("", ""), list(results.machine.items()))]
+    if results.ceilings:
+        found.append(_ceilings(results.ceilings))
+    if results.passes:
+        found.append(_passes(results.passes))
+    found += [_peers(network, peers) for network, peers in results.peers.items()]
+    if results.phases:
+        found.append(_cases(results.phases))
+    if results.in_a_row:
+        cases, seconds, network = results.in_a_row
+        line = (str(cases), f"{seconds:.1f}", f"{network:.1f}", f"{1 - network / seconds:.1%}")
+        title = "Cases in a row, bundled network, preset fast, as infer fills them"
+        found.append(Grid(title, ("cases", "seconds", "network at work", "not the network"), [line]))
+    return found
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write benchmark.json, benchmark.md and, where there are passes and ceilings, roofline.png."""
+    written = [folder / "benchmark.json", folder / "benchmark.md"]
+    numbers = json.dumps(asdict(results), indent=1, default=Settings.model_dump)
+    tables = "\n\n".join(grid.markdown() for grid in grids(results))
+    for path, text in zip(written, (numbers, tables), strict=True):
+        with whole_or_not_at_all(path) as hidden:
+            hidden.write_text(text + "\n")
+    if results.passes and results.ceilings and pictures.can_draw():
+        roofline(results, folder / "roofline.png")
+        written.append(folder / "roofline.png")
+    return written
+
+
+def roofline(results: Results, path: Path) -> None:
+    """Draw every convolution and every pass under the machine's limits: FLOP/s against FLOPs a byte."""
+    figure = pictures.figure((8, 5), layout="constrained")
+    axes = figure.subplots()
+    precision, bandwidth = results.machine["precision"], results.ceilings["copy"]
+    peak = results.ceilings[precision if precision in results.ceilings else "bf16"]
+    reach = [0.5, peak / bandwidth, 5000]
+    axes.plot(reach, [min(peak, bandwidth * x) / 1e9 for x in reach], color="black", label="copy, matrix product")
+    for number, network in enumerate(dict.fromkeys(found.subject.name for found in results.passes)):
+        largest = [found for found in results.passes if found.subject.name == network][-1]
+        alone, colour = largest.convolutions, f"C{number}"
+        rates = [conv.flops / conv.seconds / 1e9 for conv in alone]
+        label = f"{network}: convolutions alone, {largest.subject.batch} slices"
+        axes.scatter([conv.flops / conv.bytes for conv in alone], rates, s=14, color=colour, alpha=0.5, label=label)
+        moved = sum(conv.times * conv.bytes for conv in alone)
+        place = (largest.flops / moved, largest.flops / largest.seconds / 1e9)
+        axes.scatter(*place, s=130, marker="*", color=colour, edgecolor="black", label=f"{network}: a whole pass")
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte that convolutions read and write", ylabel="GFLOP/s")
+    axes.set_title(f"{results.machine['gpu']} GPU, {results.machine['processor']}, {precision}", fontsize=9)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _ceilings(found: dict[str, float]) -> Grid:
+    names = {"fp32": "matrix product, float32", "bf16": "matrix product, bfloat16"}
+    lines = [(names[key], f"{found[key] / 1e9:,.0f} GFLOP/s") for key in names]
+    return Grid("What it can do", ("", ""), [*lines, ("copy, read and written", f"{found['copy'] / 1e9:,.1f} GB/s")])
+
+
+def _passes(passes: list[Pass]) -> Grid:
+    return Grid(
+        "One denoising step",
+        ("network", "slices", "seconds", "ms a slice", "GFLOP/s", "of the convolutions' ceiling", "peak", "operators"),
+        [
+            (
+                found.subject.name,
+                str(found.subject.batch),
+                f"{found.seconds:.3f}",
+                f"{1000 * found.seconds / found.subject.batch:.1f}",
+                f"{found.flops / found.seconds / 1e9:,.0f}",
+                f"{found.ceiling / found.seconds:.0%}",
+                f"{found.peak / 1e9:.2f} GB",
+                ", ".join(f"{name} {share:.0%}" for name, share in found.operators.items()),
+            )
+            for found in passes
+        ],
+        "Ceiling: the sum of the best times of the pass's own convolutions, each run alone. Operators above 5 %.",
+    )
+
+
+def _peers(network: str, peers: list[Peer]) -> Grid:
+    def lines() -> Iterator[tuple[str, ...]]:
+        for peer in peers:
+            yield (
+                peer.name,
+                f"{statistics.median(peer.seconds):.3f}",
+                f"{peer.flops / 1e9:,.0f}",
+                f"{peer.ratio(peers[0]):.2f}×",
+                f"{peer.peak / 1e9:.2f} GB",
+                "other weights" if peer.distance is None else f"{peer.distance:.0e}",
+            )
+
+    return Grid(
+        f"One pass of the {network} network, beside others",
+        ("", "seconds", "GFLOP", "time per FLOP, ours = 1", "peak", "distance"),
+        list(lines()),
+        f"Medians of {len(peers[0].seconds)} turns, each peer in a process of its own; ratios turn by turn.",
+    )
+
+
+def _cases(phases: list[Phases]) -> Grid:
+    return Grid(
+        "A whole case",
+        ("network", "preset", "slices", *(f"{name}, s" for name in PHASES), "in all", "not the network", "peak"),
+        [
+            (
+                f"{found.network}{'' if found.measured == found.passes else ' (scaled)'}",
+                found.preset,
+                str(found.slices),
+                *(f"{found.seconds[name]:,.2f}" for name in PHASES),
+                duration(sum(found.seconds.values())),
+                f"{found.other_share:.1%}",
+                f"{found.peak / 1e9:.2f} GB",
+            )
+            for found in phases
+        ],
+        "Scaled: network and sampler were timed on some of the slices and steps.",
+    )

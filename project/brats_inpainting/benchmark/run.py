@@ -1,0 +1,138 @@
+"""Everything that ``benchmark`` measures, one thing at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from brats_inpainting.benchmark import case, ceilings, passes, peers
+from brats_inpainting.benchmark.case import Phases
+from brats_inpainting.benchmark.passes import Pass
+from brats_inpainting.benchmark.peers import Peer
+from brats_inpainting.benchmark.subject import Subject, apart
+from brats_inpainting.data.example import write_example
+from brats_inpainting.device import Precision, best_precision, choose_device
+from brats_inpainting.host import cpus
+
+log = logging.getLogger(__name__)
+
+PARTS = ("ceilings", "passes", "peers", "cases")
+NETWORKS = ("paper", "bundled")
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+COMPARED_AT = {"cpu": 4, "cuda": 32}  # slices a batch, as infer takes them
+PATIENCE = 20.0  # seconds: no batch is doubled whose pass would take longer
+LIMITS = {"cpu": {"paper": (8, 2), "bundled": (1000, 8)}, "cuda": {"paper": (1000, 20), "bundled": (1000, 100)}}
+
+
+@dataclass
+class Results:
+    """What was measured: FLOP/s and bytes a second of the machine, then passes, peers by network, cases."""
+
+    machine: dict[str, str]
+    ceilings: dict[str, float] = field(default_factory=dict)
+    passes: list[Pass] = field(default_factory=list)
+    peers: dict[str, list[Peer]] = field(default_factory=dict)
+    phases: list[Phases] = field(default_factory=list)
+    in_a_row: tuple[int, float, float] | None = None
+
+
+def run(
+    *,
+    device: str = "auto",
+    precision: Precision | None = None,
+    networks: Collection[str] = NETWORKS,
+    parts: Collection[str] = PARTS,
+    rounds: int = 5,
+    data_path: Path | None = None,
+) -> Results:
+    """Measure.
+
+    Args:
+        device: as for ``infer``.
+        precision: of the network; the one that ``infer`` takes on this device if not given.
+        networks: of ``NETWORKS``.
+        parts: of ``PARTS``.
+        rounds: how often the peers take turns.
+        data_path: cases to be filled; the example case if not given.
+
+    Raises:
+        ConfigError: when there is no such device, or no case.
+    """
+    chosen = choose_device(device)
+    where, precision = chosen.type, precision or best_precision(chosen)
+    results = Results(_machine(where, precision))
+    if "ceilings" in parts:
+        log.info("what the machine can do")
+        for exact in ("fp32", "bf16"):
+            results.ceilings[exact] = apart(ceilings.matrix_product, exact, where)
+        results.ceilings["copy"] = apart(ceilings.copy, where)
+    for network in networks:
+        if "passes" in parts:
+            results.passes += _passes(network, where, precision)
+        if "peers" in parts:
+            log.info("%s network, beside others, %d turns each", network, rounds)
+            subject = Subject.of(network, COMPARED_AT[where], where, precision)
+            results.peers[network] = peers.compare(subject, rounds=rounds)
+    if "cases" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            if not data_path:
+                data_path = Path(folder)
+                write_example(data_path)
+            _cases(results, data_path, where, precision, networks)
+    return results
+
+
+def _passes(network: str, device: str, precision: Precision) -> list[Pass]:
+    """Measure a denoising step of ever larger batches, while there is memory and patience."""
+    found: list[Pass] = []
+    for batch in BATCHES:
+        if found and 2 * found[-1].seconds > PATIENCE:
+            break
+        log.info("%s network, a pass of %d", network, batch)
+        try:
+            found.append(apart(passes.measure, Subject.of(network, batch, device, precision)))
+        except torch.OutOfMemoryError:
+            break
+    return found
+
+
+def _cases(results: Results, data_path: Path, device: str, precision: Precision, networks: Collection[str]) -> None:
+    for network in networks:
+        for preset in ("fast", "paper"):
+            log.info("a whole case, %s network, preset %s", network, preset)
+            limits = LIMITS[device][network]
+            results.phases.append(apart(case.measure, network, preset, data_path, device, precision, limits))
+    log.info("all cases in a row")
+    results.in_a_row = apart(case.in_a_row, "fast", data_path, device, precision)
+
+
+def _machine(device: str, precision: str) -> dict[str, str]:
+    """Say what was measured on."""
+    names = {line.partition(":")[2].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")} or {
+        platform.processor() or platform.machine()
+    }
+    return {
+        "processor": ", ".join(sorted(names)),
+        "cpus": str(cpus()),
+        "threads": str(torch.get_num_threads()),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
+        "precision": precision,
+        "load": f"{os.getloadavg()[0]:.2f} at the start",
+        "versions": f"python {platform.python_version()}, torch {version('torch')}",
+    }
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""

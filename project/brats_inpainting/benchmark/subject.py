@@ -1,0 +1,120 @@
+"""What is measured: a network with inputs of one size on one device; and processes of their own to measure it in.
+
+Shapes: S slices, C channels, H W in-plane.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brats_inpainting import host
+from brats_inpainting.config import BUNDLED_WEIGHTS, FRAME, DiffusionConfig, UNetConfig
+from brats_inpainting.device import DTYPES, Precision
+from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.diffusion.unet import UNet
+
+TIMESTEP = 500
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network of random weights, which cost what trained ones do, and ``batch`` slices of ``side`` pixels."""
+
+    name: str
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+    side: int
+    batch: int
+    device: str
+    precision: Precision
+
+    @classmethod
+    def of(cls, name: str, batch: int, device: str, precision: Precision) -> Subject:
+        """Return the network of the ``paper`` or the ``bundled`` one, with the size of its slices."""
+        if name == "paper":
+            return cls(name, UNetConfig(), DiffusionConfig(), FRAME, batch, device, precision)
+        weights = checkpoint.load(BUNDLED_WEIGHTS)
+        side = weights.diffusion.window
+        return cls(name, weights.network.config, weights.diffusion, side, batch, device, precision)
+
+    def network(self) -> UNet:
+        """Build it, with the same weights every time; a fresh network's last layers are zero, these are not."""
+        torch.manual_seed(0)
+        network = UNet(self.unet).eval().requires_grad_(requires_grad=False)
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def input_SCHW(self) -> Tensor:
+        """Draw (b, m, x_t), the same every time."""
+        generator = torch.Generator().manual_seed(0)
+        x_SCHW = torch.randn(self.batch, self.unet.in_channels, self.side, self.side, generator=generator)
+        return x_SCHW.to(self.device, memory_format=torch.channels_last)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that the network runs in."""
+        return torch.autocast(self.device, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+
+def seconds(work: Callable[[], Any], device: str) -> float:
+    """Return how long some work takes, on a GPU until it is really done."""
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def best(work: Callable[[], Any], device: str, *, turns: int = 5, at_most: float = 10.0) -> float:
+    """Return the shortest of up to so many turns after one to warm up; fewer where these take too many seconds."""
+    return min(_turns(work, device, turns, at_most))
+
+
+def median(work: Callable[[], Any], device: str, *, turns: int = 5, at_most: float = 30.0) -> float:
+    """Return the median of up to so many turns after one to warm up; fewer where these take too many seconds."""
+    return statistics.median(_turns(work, device, turns, at_most))
+
+
+def _turns(work: Callable[[], Any], device: str, turns: int, at_most: float) -> list[float]:
+    seconds(work, device)
+    taken = [seconds(work, device)]
+    while len(taken) < turns and sum(taken) < at_most:
+        taken.append(seconds(work, device))
+    return taken
+
+
+def peak_bytes(device: str) -> int:
+    """Return the most memory this process ever held: on the GPU, or resident in main memory, torch itself included."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def process(prepare: Callable[..., None] = host.settle, *args: Any) -> ProcessPoolExecutor:
+    """Return a fresh process that does one thing at a time; its peak of memory is its own."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=prepare, initargs=args)
+
+
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in a process of its own, arranged as the command line arranges its own."""
+    with process() as alone:
+        return alone.submit(function, *args).result()
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,121 @@
+"""What `benchmark` measures: the reference is ours in other steps, peers do the same work, figures add up."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from brats_inpainting import cli, host
+from brats_inpainting.benchmark import case, ceilings, passes, peers, run
+from brats_inpainting.benchmark.reference import Reference
+from brats_inpainting.benchmark.subject import Subject, apart, peak_bytes
+from brats_inpainting.config import DiffusionConfig, UNetConfig
+
+from .conftest import lesion, write_case
+from .golden import SMALL, distance, network, rnd
+
+TINY = UNetConfig(width=32, multipliers=(1, 2), blocks=1, attention_at=(2,))
+SUBJECT = Subject("tiny", TINY, DiffusionConfig(), side=16, batch=2, device="cpu", precision="fp32")
+SHAPE = (64, 64, 12)
+
+
+def test_the_eager_reference_gives_guided_diffusions_output():
+    reference = Reference(network(SMALL))
+    with torch.inference_mode():
+        assert distance(reference(rnd("unet_x", (2, 3, 64, 64)), torch.tensor([7, 900])), "small_out") < 1e-4
+
+
+def test_what_a_pass_overwrites_is_not_missed_on_the_way_back():
+    x, t, gradients = rnd("unet_x", (2, 3, 16, 16)), torch.tensor([7, 900]), []
+    for wrap in (lambda net: net, Reference):
+        net = network(SMALL).requires_grad_()
+        wrap(net)(x, t).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    ours, theirs = gradients
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()  # float32 sums in another order
+
+
+def test_every_convolution_of_a_pass_is_counted():
+    flops, alone = ceilings.convolutions(SUBJECT.network(), SUBJECT)
+    layers = [m for m in SUBJECT.network().modules() if isinstance(m, torch.nn.Conv1d | torch.nn.Conv2d)]
+    assert sum(found.times for found in alone) == len(layers)
+    stem = next(found for found in alone if found.shape.weight == (32, 3, 3, 3))
+    assert stem.flops == 2 * 2 * 16 * 16 * 32 * 3 * 9  # multiply and add, slices, pixels, channels out and in, kernel
+    assert 0.8 * flops < sum(found.times * found.flops for found in alone) <= flops  # the rest is attention, embedding
+
+
+def test_a_step_is_measured_beside_its_own_convolutions():
+    found = passes.measure(SUBJECT)
+    assert found.seconds > 0
+    assert found.peak > 1e8  # torch alone takes that
+    assert found.ceiling > 0
+    assert 0 < sum(found.operators.values()) <= 1
+    assert all(share > passes.SHARE for share in found.operators.values())
+
+
+def test_peers_do_the_same_work_and_the_reference_gives_the_same_numbers():
+    found = {peer.name: peer for peer in peers.compare(SUBJECT, rounds=2)}
+    assert {"ours", "eager reference", "diffusers UNet2DModel", "MONAI DiffusionModelUNet"} <= set(found)
+    ours = found["ours"]
+    assert ours.distance == 0
+    assert 0 < found["eager reference"].distance < 1e-5  # float32 sums in another order
+    for peer in found.values():
+        assert len(peer.seconds) == 2
+        assert abs(peer.flops / ours.flops - 1) < 0.05  # of their embeddings and attention
+    twice = replace(ours, seconds=[2 * second for second in ours.seconds], flops=4 * ours.flops)
+    assert twice.ratio(ours) == pytest.approx(0.5)
+
+
+def test_a_case_is_measured_by_phase_and_scaled_from_what_was_done(tmp_path):
+    write_case(tmp_path, "a")
+    found = case.measure("bundled", "paper", tmp_path, "cpu", "fp32", (2, 3))
+    assert found.slices == lesion(SHAPE).any(axis=(0, 1)).sum()
+    assert (found.passes, found.measured) == (1000 * found.slices, 2 * 3)
+    assert list(found.seconds) == ["load", "prepare", "undo", "save", "network", "sampler arithmetic"]
+    assert min(found.seconds.values()) > 0
+    assert 0 < found.other_share < 0.5
+
+
+def test_the_command_writes_tables_numbers_and_a_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "BATCHES", (1,))
+    write_case(tmp_path / "cases", "a")
+    where = ["--data-path", str(tmp_path / "cases"), "--report-path", str(tmp_path / "report")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["benchmark", "--network", "bundled", "--rounds", "1", *where])
+    assert not ended.value.code
+    printed = capsys.readouterr().out
+    written = json.loads((tmp_path / "report" / "benchmark.json").read_text())
+    assert f"{written['ceilings']['fp32'] / 1e9:,.0f} GFLOP/s" in printed
+    assert written["passes"][0]["subject"]["unet"]["width"] == 32
+    assert [found["preset"] for found in written["phases"]] == ["fast", "paper"]
+    assert written["in_a_row"][0] == 1
+    assert "| eager reference |" in (tmp_path / "report" / "benchmark.md").read_text()
+    assert (tmp_path / "report" / "roofline.png").stat().st_size > 10_000
+
+
+def grown(turns):
+    """Bytes that a process grows by the page while it takes and frees 64 MB so many times."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(turns):
+        torch.ones(2**24)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's own setting")
+def test_memory_that_was_freed_is_used_again():
+    assert apart(grown, 10) < 2 * 2**26  # without it, 10 × 64 MB
+
+
+def test_what_the_environment_says_is_left_alone():
+    settled = "import os; from brats_inpainting import host; host.settle(); print(os.environ['GOMP_SPINCOUNT'])"
+    environment = os.environ | {"GOMP_SPINCOUNT": "7"}
+    done = subprocess.run([sys.executable, "-c", settled], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "7\n"
+    assert host.cpus() >= 1
+    assert peak_bytes("cpu") > 1e8
