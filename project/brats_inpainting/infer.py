@@ -18,7 +18,7 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
-from brats_inpainting import config
+from brats_inpainting import config, memory
 from brats_inpainting.config import (
     BUNDLED_WEIGHTS,
     DEFAULT_PRESET,
@@ -98,7 +98,8 @@ class Inpainter:
                 f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
                 f"  Give one of 3 channels (b, m, x_t) whose factor divides {FRAME_MULTIPLE} and its window."
             )
-        return cls(loaded, how, where, batch_size or BATCH[where.type])
+        most = BATCH[where.type]
+        return cls(loaded, how, where, batch_size or (memory.plan(unet, most) if where.type == "cpu" else most))
 
     def __post_init__(self) -> None:
         """Put the network where it will work."""
