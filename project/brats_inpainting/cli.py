@@ -77,6 +77,7 @@ def common(
     handler.emit = lambda record: console.print(record.getMessage())  # type: ignore[method-assign]
     log.handlers, log.propagate = [handler], False
     log.setLevel(level)
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it mends headers without naming the file
 
 
 @app.command()

@@ -56,9 +56,11 @@ class Run:
         """
         if self.inpainter.sampling.samples > 1 and not self.report_path:
             log.warning("the samples and their uncertainty map are not kept; --report-path gives them a place")
-        for folder in {target.parent for target in self.jobs} | ({self.report_path} if self.report_path else set()):
+        folders = {target.parent for target in self.jobs}
+        for folder in folders | ({self.report_path} if self.report_path else set()):
             volume.make_writable(folder)
-        there = [target for target in self.jobs if target.exists()]
+        present = {path for folder in folders for path in folder.iterdir()}
+        there = [target for target in self.jobs if target in present]
         if there and existing == "error":
             raise ConfigError(
                 f"{there[0]}: exists already{f', and so do {len(there) - 1} more' if there[1:] else ''}\n"

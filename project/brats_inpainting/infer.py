@@ -27,7 +27,7 @@ from brats_inpainting.config import (
     SamplingConfig,
     UNetConfig,
 )
-from brats_inpainting.data import cases, slices, volume
+from brats_inpainting.data import cases, nifti, slices, volume
 from brats_inpainting.data.slices import Slice, Stack
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.device import choose_device
@@ -257,7 +257,7 @@ def _padded(rows: list[Tensor], size: int) -> Tensor:
 def _as_image(given: Any) -> Nifti1Image:
     """Read paths, take images as they are, and arrays as LPS volumes of 1 mm."""
     if isinstance(given, str | Path):
-        return cases.read(Path(given))
+        return nifti.read(Path(given))
     if isinstance(given, SpatialImage):
         return given
     values = np.asarray(given)
