@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -444,8 +445,8 @@ def _whole_number(text: str) -> int | None:
     """Read a batch size; ``None`` for auto."""
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"--batch-size {text}: neither auto nor a whole number of 1 or more")
+    if not re.fullmatch("[1-9][0-9]{0,3}", text):
+        raise ConfigError(f"--batch-size {text}: neither auto nor a whole number from 1 to 9999")
     return int(text)
 
 
