@@ -114,14 +114,18 @@ class Run:
                 self._keep("std", spread_XYZ, stack, target)
                 for number, sample_XYZ in enumerate(self.inpainter.single_samples(stack), 1):
                     self._keep(f"sample-{number}", sample_XYZ, stack, target)
+            digest = checkpoint.sha256(target)
         except CaseError as error:
             self._fail(scan.id, error, watch)
+            return
+        except OSError as error:  # somebody takes files away while we work
+            self._fail(scan.id, CaseError(f"{scan.id}: {error}\n  Run it again with --resume."), watch)
             return
         changed_XYZ = result_XYZ != scan.loaded.image_XYZ
         seconds = stack.seconds + time.perf_counter() - started
         report = {
             "output": target.name,
-            "sha256": checkpoint.sha256(target),
+            "sha256": digest,
             "slices": len(slices.masked(scan.mask_HWS)),
             "voxels_in_mask": int(scan.loaded.mask_XYZ.sum()),
             "voxels_in_grown_mask": int(scan.mask_XYZ.sum()),
@@ -131,6 +135,7 @@ class Run:
             "warnings": scan.loaded.warnings,
         }
         self.reports[scan.id] = report
+        self._write_report()
         watch.close()
         log.info(
             "%s: %d slices in %s, %s voxels changed inside the %smask, %s outside, written to %s",
@@ -142,7 +147,6 @@ class Run:
             f"{report['voxels_changed_outside']:,}",
             target,
         )
-        self._write_report()
 
     def _keep(self, what: str, volume_XYZ: np.ndarray, stack: Stack, target: Path) -> None:
         """Write a volume that explains a result, named after it, beside the report."""

@@ -17,13 +17,14 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.nifti2 import Nifti2Image
 from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from brats_inpainting.errors import CaseError
 
 MAX_VOXELS = 512**3
 MAX_OFFSET = 2**26  # bytes before the voxels: 64 MB of header extensions, more than any scanner or tool writes
 SLACK = 2**26  # bytes behind the voxels that are read to check them; nobody needs more
-DAMAGE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError)
+DAMAGE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, WrapStructError)
 
 
 def read(path: Path) -> Nifti1Image:
