@@ -184,7 +184,7 @@ def _value_problems(names: tuple[str, str], image_XYZ: np.ndarray, mask_XYZ: np.
     if bad:
         yield f"{bad:,} NaN or infinite voxels in {names[0]}\n  Repair the scan (0 is background)."
     elif image_XYZ.min() == image_XYZ.max():
-        yield f"{names[0]} is {image_XYZ.flat[0]:g} everywhere\n  There is nothing to learn the fill from."
+        yield f"{names[0]} is {image_XYZ.flat[0]:g} everywhere\n  Export the scan again: it is empty."
     if np.isnan(mask_XYZ).any() or mask_XYZ.min() < 0:
         yield f"{names[1]} holds negative or NaN values\n  A mask is 1 where tissue is to be filled, 0 elsewhere."
     elif not bad and image_XYZ.shape == mask_XYZ.shape and (mask_XYZ > 0.5).any():

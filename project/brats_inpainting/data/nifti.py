@@ -107,7 +107,7 @@ def _kind(path: Path) -> type[Nifti1Image]:
     """
     if not path.is_file():
         what = "a folder, a pipe or a device, not a file" if path.exists() else "no such file"
-        raise CaseError(f"{path.name}: {what} in {path.parent}.")
+        raise CaseError(f"{path.name}: {what} in {path.parent}. Put it there.")
     with _opened(path) as file:
         start = file.read(Nifti2Image.header_class.sizeof_hdr)
         kind = Nifti2Image if start[4:8] == b"n+2\0" else Nifti1Image
