@@ -136,7 +136,8 @@ HOSTILE = {
     "extension-sound": (lambda f: extension_of(f, 32), None),
     "extension-odd": (lambda f: extension_of(f, 31), None),
     "extension-too-long": (lambda f: extension_of(f, 2**31 - 1), "a header extension of 2,147,483,647 bytes"),
-    "extension-negative": (lambda f: extension_of(f, -1, tail="bomb"), "a header extension of -1 bytes"),
+    "extension-negative": (lambda f: extension_of(f, -1), "a header extension of -1 bytes"),
+    "extension-to-the-end": (lambda f: extension_of(f, 7, tail="bomb"), "a header extension of 7 bytes"),  # 7 - 8 = -1
     "extension-zero": (lambda f: extension_of(f, 0), "a header extension of 0 bytes"),
     "bomb-behind-the-voxels": (lambda f: extension_of(f, 32, tail="bomb"), None),
     "bomb-of-voxels": (huge, "not enough memory to read it"),
