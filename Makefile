@@ -19,7 +19,7 @@ SOURCE ?= $(shell git config remote.origin.url | grep ^https:)
 BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%) \
 	$(SOURCE:%=--build-arg SOURCE=%) $(REVISION:%=--build-arg REVISION=%)
 
-.PHONY: demo example test test-container lint image wheelhouse submission
+.PHONY: demo example test reliability test-container lint image wheelhouse submission
 
 demo: $(READY)  ## fill a lesion in an example brain with the bundled weights, score it, draw it
 	$(BIN)/brats-inpainting example --output-path demo/data
@@ -31,6 +31,11 @@ example: $(READY)  ## the example case where the MLCube tasks look for data
 
 test: $(READY)  ## all tests but those of the container
 	$(BIN)/python -m pytest
+
+reliability: $(READY)  ## the long runs of docs/reliability.md: fuzzer, kills, many cases; half an hour
+	$(BIN)/python -m tests.reliability.fuzz 24000
+	$(BIN)/python -m tests.reliability.kills 30
+	$(BIN)/python -m tests.reliability.long_run 200
 
 test-container: $(READY) $(CLIENTS)  ## the image under every client, with a Docker engine of its own if none runs
 	$(MAKE) wheelhouse TORCH=cpu

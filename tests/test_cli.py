@@ -294,6 +294,14 @@ def test_an_infinite_option_is_unusable(infer):
     assert infer("--smoothing", "inf") == 2
 
 
+def test_a_terminal_of_few_letters_ends_no_run(tmp_path):
+    write_case(tmp_path / "data", "Größe", shape=(16, 16, 8))
+    command = [sys.executable, "-m", "brats_inpainting", "check", "--data-path", str(tmp_path / "data")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert "Gr\\xf6\\xdfe" in told
+
+
 def test_the_version_is_told(capfd):
     assert run("--version") == 0
     assert capfd.readouterr().out.strip() == importlib.metadata.version("brats-inpainting")

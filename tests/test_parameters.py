@@ -1,5 +1,8 @@
 """Parameters files: ours and guided-diffusion's; errors name the key and the line."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from brats_inpainting import parameters
@@ -112,6 +115,21 @@ def test_our_own_keys_are_read(read):
         ("noise_schedule: cosine", "line 1: noise_schedule: 'cosine'"),
         ("on: 1", "line 1: on: unknown key"),
         ("~: 1", "line 1: ~: unknown key"),
+        ("seed: *one", "not YAML"),
+        ("seed: &one [1]\nsteps: *one", "refers back"),
+        ("seed: &one [*one]", "refers back"),
+        ("seed: " + 2000 * "[", "not YAML"),
+        ("seed: " + 2000 * "[" + 2000 * "]", "not YAML|seed"),
+        ("seed: " + 5000 * "9", "cannot be read"),
+        ("seed: 2001-99-99", "cannot be read"),
+        ("seed: !!python/object/apply:os.system ['touch canary']", "cannot be read"),
+        ('device: "\\U7fffffff"', "not YAML"),
+        ("timestep_respacing: '" + 5000 * "9" + "'", "line 1: timestep_respacing"),
+        ("diffusion_steps: 1000000000", "line 1: diffusion_steps: 1000000000"),
+        ("num_channels: 3200000000", "line 1: num_channels: 3200000000"),
+        ("smoothing: 1e9", "line 1: smoothing"),
+        ("seed: '" + 50_000 * "x" + "'", "line 1: seed: 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
+        ("#" + 200_000 * "x", "more than 100,000 bytes"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_key_and_line(read, text, message):
@@ -119,6 +137,9 @@ def test_what_cannot_be_used_is_refused_with_key_and_line(read, text, message):
         read(text)
 
 
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
-        parameters.read(tmp_path / "none.yaml")
+def test_what_is_no_file_of_text_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")  # to read it would be to wait for ever
+    (tmp_path / "latin.yaml").write_bytes(b"seed: \xff")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "pipe.yaml", tmp_path / "latin.yaml", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            parameters.read(path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -82,6 +84,7 @@ def common(
     handler.emit = lambda record: console.print(record.getMessage())  # type: ignore[method-assign]
     log.handlers, log.propagate = [handler], False
     log.setLevel(level)
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it mends headers without naming the file
 
 
 @app.command()
@@ -493,8 +496,8 @@ def _whole_number(text: str) -> int | None:
     """Read a batch size; ``None`` for auto."""
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"--batch-size {text}: neither auto nor a whole number of 1 or more")
+    if not re.fullmatch("[1-9][0-9]{0,3}", text):
+        raise ConfigError(f"--batch-size {text}: neither auto nor a whole number from 1 to 9999")
     return int(text)
 
 
@@ -528,6 +531,8 @@ def main(args: list[str] | None = None) -> None:
     host.settle()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a name must not end a run where it is told
     try:
         app(_normalised(sys.argv[1:] if args is None else args), prog_name="brats-inpainting")
     except InpaintingError as error:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from brats_inpainting.errors import ConfigError
 
@@ -27,12 +36,14 @@ class UNetConfig(Settings):
     ``blocks`` residual blocks; self-attention with ``heads`` heads stands at the downsampling factors ``attention_at``.
     """
 
-    width: PositiveInt = Field(default=128, multiple_of=32)
-    multipliers: tuple[PositiveInt, ...] = Field(default=(1, 1, 2, 2, 4, 4), min_length=1)
-    blocks: PositiveInt = 2
+    width: PositiveInt = Field(default=128, multiple_of=32, le=4096)  # the bounds keep a stranger's file from asking
+    multipliers: tuple[Annotated[PositiveInt, Field(le=64)], ...] = Field(  # for more than any machine has
+        default=(1, 1, 2, 2, 4, 4), min_length=1, max_length=8
+    )
+    blocks: PositiveInt = Field(default=2, le=64)
     attention_at: tuple[PositiveInt, ...] = (16,)
     heads: PositiveInt = 1
-    in_channels: PositiveInt = 3
+    in_channels: PositiveInt = Field(default=3, le=1024)
     out_channels: Literal[1, 2] = 2
 
     @model_validator(mode="after")
@@ -47,6 +58,12 @@ class UNetConfig(Settings):
         return 2 ** (len(self.multipliers) - 1)
 
 
+def _rising(limits: tuple[float, float]) -> tuple[float, float]:
+    if not limits[0] < limits[1]:
+        raise ValueError("the first must be less than the second")
+    return limits
+
+
 class DiffusionConfig(Settings):
     """What the network's numbers mean; stored with the weights. The defaults are the paper's (§2.1, §3.2).
 
@@ -56,11 +73,11 @@ class DiffusionConfig(Settings):
     ``window`` is the side in pixels of the slices, or of the windows around the mask, that training used.
     """
 
-    steps: PositiveInt = 1000
+    steps: PositiveInt = Field(default=1000, le=100_000)
     schedule: Literal["linear", "cosine"] = "linear"
     prediction: Literal["eps", "v", "x0"] = "eps"
-    image_range: tuple[float, float] = (0.0, 1.0)
-    clamp: tuple[float, float] = (-1.0, 1.0)
+    image_range: Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)] = (0.0, 1.0)
+    clamp: Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)] = (-1.0, 1.0)
     window: PositiveInt = Field(default=FRAME, multiple_of=16)
 
 
@@ -76,7 +93,7 @@ class SamplingConfig(Settings):
     steps: PositiveInt = 2
     samples: PositiveInt = 1
     noise: Literal["independent", "shared", "slerp"] = "slerp"
-    smoothing: float = Field(default=1.075, ge=0, allow_inf_nan=False)
+    smoothing: float = Field(default=1.075, ge=0, le=64, allow_inf_nan=False)
     dilate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     replace: Literal["mask", "slices"] = "mask"
 

@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
         name = "mps" if torch.backends.mps.is_available() else "cuda"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(f"no device named {name!r}\n  There are: auto, cpu, cuda, cuda:0 and so on, mps.") from error
     if device.type == "cpu":
         log.info("on the CPU, as asked")

@@ -15,7 +15,7 @@ from nibabel.nifti1 import Nifti1Image
 from rich.progress import track
 
 from brats_inpainting import metrics
-from brats_inpainting.data import cases, volume
+from brats_inpainting.data import cases, nifti, volume
 from brats_inpainting.data.cases import Case
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import CaseError, ConfigError
@@ -204,7 +204,7 @@ def examine(
     Raises:
         CaseError: when a file cannot be read or lies on another grid, or the truth is needed and not there.
     """
-    grid = cases.read(case.image)
+    grid = nifti.read(case.image)
     truth, healthy = beside(case, "t1n"), beside(case, "mask-healthy")
     if truth_needed and not (truth and healthy):
         raise CaseError(f"{case.image.name}: no name that a truth belongs to\n  Let it end in -t1n-voided.nii.gz.")
@@ -251,7 +251,7 @@ def record(report_path: Path) -> dict[str, Any]:
 
 def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
     """Read a volume that must lie on the grid of the voided scan."""
-    image = cases.read(path)
+    image = nifti.read(path)
     same = np.allclose(image.affine, grid.affine, atol=cases.AFFINE_TOLERANCE)
     if not same or image.shape[:3] != grid.shape[:3]:
         raise CaseError(

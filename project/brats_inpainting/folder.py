@@ -58,9 +58,11 @@ class Run:
         """
         if self.inpainter.sampling.samples > 1 and not self.report_path:
             log.warning("the samples and their uncertainty map are not kept; --report-path gives them a place")
-        for folder in {target.parent for target in self.jobs} | ({self.report_path} if self.report_path else set()):
+        folders = {target.parent for target in self.jobs}
+        for folder in folders | ({self.report_path} if self.report_path else set()):
             volume.make_writable(folder)
-        there = [target for target in self.jobs if target.exists()]
+        present = {path for folder in folders for path in folder.iterdir()}
+        there = [target for target in self.jobs if target in present]
         if there and existing == "error":
             raise ConfigError(
                 f"{there[0]}: exists already{f', and so do {len(there) - 1} more' if there[1:] else ''}\n"
@@ -129,14 +131,18 @@ class Run:
                 self._keep("std", spread_XYZ, stack, target)
                 for number, sample_XYZ in enumerate(self.inpainter.single_samples(stack), 1):
                     self._keep(f"sample-{number}", sample_XYZ, stack, target)
+            digest = checkpoint.sha256(target)
         except CaseError as error:
             self._fail(scan.id, error, watch)
+            return
+        except OSError as error:  # somebody takes files away while we work
+            self._fail(scan.id, CaseError(f"{scan.id}: {error}\n  Run it again with --resume."), watch)
             return
         changed_XYZ = result_XYZ != scan.loaded.image_XYZ
         seconds = stack.seconds + time.perf_counter() - started
         report = {
             "output": target.name,
-            "sha256": checkpoint.sha256(target),
+            "sha256": digest,
             "slices": len(slices.masked(scan.mask_HWS)),
             "voxels_in_mask": int(scan.loaded.mask_XYZ.sum()),
             "voxels_in_grown_mask": int(scan.mask_XYZ.sum()),
@@ -146,6 +152,7 @@ class Run:
             "warnings": scan.loaded.warnings,
         }
         self.reports[scan.id] = report
+        self._write_report()
         watch.close()
         log.info(
             "%s: %d slices in %s, %s voxels changed inside the %smask, %s outside, written to %s",
@@ -157,7 +164,6 @@ class Run:
             f"{report['voxels_changed_outside']:,}",
             target,
         )
-        self._write_report()
 
     def _keep(self, what: str, volume_XYZ: np.ndarray, stack: Stack, target: Path) -> None:
         """Write a volume that explains a result, named after it, beside the report."""

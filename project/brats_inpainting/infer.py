@@ -18,7 +18,7 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
-from brats_inpainting import config
+from brats_inpainting import config, memory
 from brats_inpainting.config import (
     BUNDLED_WEIGHTS,
     DEFAULT_PRESET,
@@ -27,7 +27,7 @@ from brats_inpainting.config import (
     SamplingConfig,
     UNetConfig,
 )
-from brats_inpainting.data import cases, slices, volume
+from brats_inpainting.data import cases, nifti, slices, volume
 from brats_inpainting.data.slices import Slice, Stack
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.device import DTYPES, Precision, best_precision, choose_device
@@ -102,8 +102,9 @@ class Inpainter:
                 f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
                 f"  Give one of 3 channels (b, m, x_t) whose factor divides {FRAME_MULTIPLE} and its window."
             )
-        exact = best_precision(where) if precision == "auto" else precision
-        return cls(loaded, how, where, batch_size or BATCH[where.type], exact)
+        most = BATCH[where.type]
+        size = batch_size or (memory.plan(unet, most) if where.type == "cpu" else most)
+        return cls(loaded, how, where, size, best_precision(where) if precision == "auto" else precision)
 
     def __post_init__(self) -> None:
         """Put the network where it will work."""
@@ -270,7 +271,7 @@ def _padded(rows: list[Tensor], size: int) -> Tensor:
 def _as_image(given: Any) -> Nifti1Image:
     """Read paths, take images as they are, and arrays as LPS volumes of 1 mm."""
     if isinstance(given, str | Path):
-        return cases.read(Path(given))
+        return nifti.read(Path(given))
     if isinstance(given, SpatialImage):
         return given
     values = np.asarray(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from yaml.constructor import SafeConstructor
 from brats_inpainting.config import Augmentation, DiffusionConfig, SamplingConfig, TrainConfig, UNetConfig
 from brats_inpainting.errors import ConfigError
 
+MAX_BYTES = 100_000
 NETWORK = {"image_size", "num_channels", "channel_mult", "num_res_blocks", "attention_resolutions", "num_heads"}
 PROCESS = {"diffusion_steps", "predict_xstart", "learn_sigma"}
 MULTIPLIERS = {256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}  # guided-diffusion's defaults
@@ -25,7 +27,7 @@ IGNORED = {  # training, logging and paths of the authors' scripts
 }
 
 Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(lambda text: str(text).split(",") if text else ())]
-Respacing = Annotated[str, BeforeValidator(str), Field(pattern=r"^((ddim)?[1-9]\d*)?$")]
+Respacing = Annotated[str, BeforeValidator(str), Field(pattern=r"^((ddim)?[1-9][0-9]{0,5})?$")]
 
 
 class _File(SamplingConfig):
@@ -37,13 +39,13 @@ class _File(SamplingConfig):
     batch_size: PositiveInt | None = None
 
     image_size: PositiveInt = 256
-    num_channels: Annotated[PositiveInt, Field(multiple_of=32)] = 128
+    num_channels: Annotated[PositiveInt, Field(multiple_of=32, le=4096)] = 128
     channel_mult: Numbers = ()
-    num_res_blocks: PositiveInt = 2
+    num_res_blocks: Annotated[PositiveInt, Field(le=64)] = 2
     attention_resolutions: Numbers = (16,)
     num_heads: PositiveInt = 1
     learn_sigma: bool = True
-    diffusion_steps: PositiveInt = 1000
+    diffusion_steps: Annotated[PositiveInt, Field(le=100_000)] = 1000
     predict_xstart: bool = False
     timestep_respacing: Respacing = ""
     use_ddim: bool = False
@@ -115,7 +117,7 @@ def _refusal(path: Path, lines: dict[str, int], error: ValidationError, known: s
             "heads"
         ]  # the one check that joins two fields
         key = TRANSLATED.get(names[0], names[0])
-        why = f"{problem['input']!r}: {problem['msg']}"
+        why = f"{reprlib.repr(problem['input'])}: {problem['msg']}"
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(names[-1], known, 1)
             why = f"unknown key\n  {f'Did you mean {near[0]}?' if near else 'Remove it.'}"
@@ -125,19 +127,36 @@ def _refusal(path: Path, lines: dict[str, int], error: ValidationError, known: s
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """Return the values, and the line that each key stands on."""
+    node, read_value = _node(path), SafeConstructor().construct_object
     try:
-        node = yaml.compose(path.read_text(), yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})\n  Give the path of a YAML file.") from error
-    except yaml.YAMLError as error:
+        values = {str(key.value): _cleaned(read_value(value, deep=True)) for key, value in node.value}
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # of odd dates and numbers
+        raise ConfigError(f"{path}: holds a value that cannot be read\n  {error}") from error
+    return values, {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+
+
+def _node(path: Path) -> yaml.MappingNode:
+    text = _text(path)
+    try:
+        refers_back = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+        node = yaml.compose(text, yaml.SafeLoader) or yaml.MappingNode("", [])
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML\n  {error}") from error
-    if node is None:
-        return {}, {}
+    if refers_back:
+        raise ConfigError(f"{path}: refers back with *, a few lines of which can fill a memory\n  Write values out.")
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{path}: not a list of keys and values\n  Write one key: value a line.")
-    read_value = SafeConstructor().construct_object
-    values = {str(key.value): _cleaned(read_value(value, deep=True)) for key, value in node.value}
-    return values, {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    return node
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:
+            return path.read_text(encoding="utf-8")
+        problem = f"no file, or one of more than {MAX_BYTES:,} bytes"
+    except (OSError, UnicodeDecodeError) as error:
+        problem = str(error)
+    raise ConfigError(f"{path}: cannot be read ({problem})\n  Give the path of a YAML file.")
 
 
 def _cleaned(value: Any) -> Any:

@@ -113,7 +113,7 @@ def test_other_formats_and_dimensions_are_refused(case):
         cases.load(case)
     mgh = case.image.with_suffix("").with_suffix(".mgz")
     nib.save(nib.MGHImage(brain(SHAPE), LPS), mgh)
-    with pytest.raises(CaseError, match="not NIfTI"):
+    with pytest.raises(CaseError, match="not a NIfTI file"):
         cases.load(Case("x", mgh, case.mask))
 
 

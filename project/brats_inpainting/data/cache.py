@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from brats_inpainting.config import FRAME
-from brats_inpainting.data import cases
+from brats_inpainting.data import nifti
 from brats_inpainting.data.masks import Placed
 from brats_inpainting.data.volume import PERCENTILES, Frame, Intensity, Orientation, whole_or_not_at_all
 from brats_inpainting.errors import CaseError, ConfigError
@@ -128,7 +128,7 @@ def prepare(files: Sequence[Files], cache: Path) -> list[Scan]:
 
 def _announce(todo: Sequence[tuple[Files, Path]], cache: Path) -> None:
     """Say how much will be written, and refuse to begin where it does not fit."""
-    depth = cases.read(todo[0][0].t1n).shape[2]
+    depth = nifti.read(todo[0][0].t1n).shape[2]
     needed = len(todo) * depth * FRAME * FRAME * RECORD.itemsize
     free = shutil.disk_usage(cache).free
     log.info("preparing %d scans once: %.1f GB in %s, %.1f GB free", len(todo), needed / 1e9, cache, free / 1e9)
@@ -164,9 +164,9 @@ def _make(todo: Sequence[tuple[Files, Path]]) -> None:
 
 def _prepare(case: Files, path: Path) -> None:
     """Write one case as S × H × W records."""
-    image = cases.read(case.t1n)
+    image = nifti.read(case.t1n)
     to_lps = Orientation.of(image.affine)
-    image_XYZ = cases.values(image)
+    image_XYZ = nifti.values(image)
     masks = {
         kind: _mask(file, image_XYZ.shape) for kind, file in zip(MASKS, (case.healthy, case.unhealthy), strict=True)
     }
@@ -199,7 +199,7 @@ def _open(case: Files, path: Path) -> Scan:
 def _mask(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
     if path is None:
         return np.zeros(shape, bool)
-    mask_XYZ = cases.values(cases.read(path)) > 0.5
+    mask_XYZ = nifti.values(nifti.read(path)) > 0.5
     if mask_XYZ.shape != shape:
         raise CaseError(f"{path.name}: {mask_XYZ.shape}, but its scan is {shape}")
     return mask_XYZ

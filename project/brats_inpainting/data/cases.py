@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
+import os
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,18 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
-from nibabel.spatialimages import HeaderDataError
 from scipy import ndimage
 
+from brats_inpainting.data import nifti
 from brats_inpainting.errors import CaseError, ConfigError
 
 log = logging.getLogger(__name__)
 
-MAX_VOXELS = 512**3
 AFFINE_TOLERANCE = 1e-3
 MAX_BRAIN_ML = 2300  # more foreground than this is a head, not a brain
-FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.IGNORECASE)
+MAX_NAME = 255  # bytes, on all common file systems
+FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -74,22 +72,20 @@ def find(folder: Path) -> list[Case]:
         have; ``load`` says so.
 
     Raises:
-        ConfigError: when the folder does not exist, holds no case at all, or one id twice.
+        ConfigError: when the folder does not exist or cannot be read, holds no case at all, or one id twice.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder\n  Give the folder that holds one sub-folder per case.")
-    files: dict[tuple[Path, str], dict[str, Path]] = {}
-    for path in sorted(p for p in [*folder.glob("*"), *folder.glob("*/*")] if not p.name.startswith(".")):
-        if match := FILE.fullmatch(path.name):
-            kind = "mask" if match["kind"].lower() == "mask" else "image"
-            files.setdefault((path.parent, match["id"]), {}).setdefault(kind, path)
-        elif path.is_dir() and any(path.glob("*.nii*")) and not any(FILE.fullmatch(p.name) for p in path.iterdir()):
-            files[path, path.name] = {"image": path / f"{path.name}-t1n-voided.nii.gz"}
+    try:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder\n  Give the folder that holds one sub-folder per case.")
+        files = _files(folder)
+        there = ", ".join(ascii(p.name)[1:-1] for p in sorted(folder.iterdir())[:5]) or "nothing at all"
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})\n  Run chmod a+rX on it.") from error
     if not files:
         raise ConfigError(
             f"{folder}: no case found\n"
             "  Looked for ID/ID-t1n-voided.nii.gz and ID/ID-mask.nii.gz (.nii, and _ for -, will do too).\n"
-            "  Found: " + (", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing at all") + ".\n"
+            f"  Found: {there}.\n"
             "  A single pair of files goes by --image T1 --mask MASK --output FILE."
         )
     complete = {parent for (parent, _), found in files.items() if len(found) == 2} - {folder}
@@ -99,12 +95,24 @@ def find(folder: Path) -> list[Case]:
         raise ConfigError(f"{folder}: {twice[0]} is there twice, and both would be written to one file\n  Rename one.")
     return [
         Case(
-            case_id,
+            case_id if case_id.isprintable() else ascii(case_id)[1:-1],
             found.get("image") or found["mask"].with_name(f"{case_id}-t1n-voided.nii.gz"),
             found.get("mask") or found["image"].with_name(f"{case_id}-mask.nii.gz"),
         )
         for (_, case_id), found in sorted(files.items(), key=lambda item: item[0][1])
     ]
+
+
+def _files(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
+    """Group the files of a folder and its sub-folders by where they lie and the id in their names."""
+    files: dict[tuple[Path, str], dict[str, Path]] = {}
+    for path in sorted(p for p in [*folder.glob("*"), *folder.glob("*/*")] if not p.name.startswith(".")):
+        if match := FILE.fullmatch(path.name):
+            kind = "mask" if match["kind"].lower() == "mask" else "image"
+            files.setdefault((path.parent, match["id"]), {}).setdefault(kind, path)
+        elif path.is_dir() and any(path.glob("*.nii*")) and not any(FILE.fullmatch(p.name) for p in path.iterdir()):
+            files[path, path.name] = {"image": path / f"{path.name}-t1n-voided.nii.gz"}
+    return files
 
 
 def load(case: Case) -> Loaded:
@@ -113,15 +121,32 @@ def load(case: Case) -> Loaded:
     Raises:
         CaseError: naming every reason why it cannot be processed.
     """
+    if problem := _name_problem(case):
+        raise CaseError(f"{case.id}: {problem}")
+    try:
+        return _load(case)
+    except MemoryError as error:
+        raise CaseError(f"{case.id}: not enough memory to read it ({error})\n  Crop its two files.") from error
+
+
+def _load(case: Case) -> Loaded:
     images, problems = [], []
     for path in (case.image, case.mask):
         try:
-            images.append(read(path))
+            images.append(nifti.read(path))
         except CaseError as error:
             problems.append(str(error))
     if problems:
         raise CaseError(f"{case.id}: cannot be read\n  " + "\n  ".join(problems))
     return examine(case.id, images[0], images[1], names=(case.image.name, case.mask.name))
+
+
+def _name_problem(case: Case) -> str | None:
+    """Refuse names that no result can be called by, and that would write over a terminal."""
+    if not f"{case.image.name}{case.mask.name}".isprintable():
+        return "its files' names hold characters that cannot be printed\n  Use letters, digits, - and _."
+    spare = MAX_NAME - len(os.fsencode(f".partial-{output_name(case.id)}"))
+    return f"its name is too long for its result\n  Shorten it by {-spare} bytes." if spare < 0 else None
 
 
 def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple[str, str]) -> Loaded:
@@ -131,8 +156,8 @@ def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple
         CaseError: naming every reason why they cannot be processed.
     """
     for given, name in zip((image, mask), names, strict=True):
-        _check(given, name)
-    image_XYZ, values_XYZ = values(image), values(mask)
+        nifti.check(given, name)
+    image_XYZ, values_XYZ = nifti.values(image), nifti.values(mask)
     problems = [*_grid_problems(names, image, mask), *_value_problems(names, image_XYZ, values_XYZ)]
     if problems:
         raise CaseError(f"{case_id}: " + "\n  ".join(problems))
@@ -143,66 +168,12 @@ def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple
     return Loaded(case_id, image, image_XYZ, mask_XYZ, warnings)
 
 
-def read(path: Path) -> Nifti1Image:
-    """Open one NIfTI file; refuse what lies about its size before memory is taken for it.
-
-    Raises:
-        CaseError: when it is missing, damaged, or no volume of numbers.
-    """
-    if not path.is_file():
-        raise CaseError(f"{path.name}: no such file in {path.parent}.")
-    try:
-        image = nib.load(path)
-        _check(image, path.name)
-        _check_length(path, int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize)
-    except CaseError:
-        raise
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
-        raise CaseError(f"{path.name}: not a NIfTI file, or a damaged one ({error}). Export it again.") from error
-    return image
-
-
-def _check(image: object, name: str) -> None:
-    """Look at everything that a header says before the voxels are read."""
-    if not isinstance(image, Nifti1Image):
-        raise CaseError(f"{name}: {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
-    shape, dtype = image.shape, image.get_data_dtype()
-    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
-        raise CaseError(f"{name}: {_times(shape)} voxels, but one 3D volume is needed. Extract one volume.")
-    if dtype.kind not in "iuf":
-        raise CaseError(f"{name}: voxels of type {dtype}, but numbers are needed. Convert it to float32.")
-    if np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise CaseError(f"{name}: {_times(shape)} voxels, more than {MAX_VOXELS:,}. Crop it.")
-    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
-        raise CaseError(f"{name}: its affine does not span three dimensions. Repair the header.")
-
-
-def _check_length(path: Path, needed: int) -> None:
-    """Read through a file, a little at a time, to learn whether it holds what its header promises."""
-    opener = gzip.open if path.suffix.lower() == ".gz" else Path.open
-    held = 0
-    try:
-        with opener(path, "rb") as file:
-            while held < needed and (chunk := file.read(2**20)):
-                held += len(chunk)
-    except (EOFError, OSError, zlib.error) as error:
-        raise CaseError(f"{path.name}: truncated or damaged ({error}). Copy it again.") from error
-    if held < needed:
-        raise CaseError(f"{path.name}: holds {held:,} bytes, but its header promises {needed:,}. Copy it again.")
-
-
-def values(image: Nifti1Image) -> np.ndarray:
-    """Return the scaled values, X × Y × Z, float32; what overflows becomes infinite, and is reported as such."""
-    with np.errstate(over="ignore"):
-        return np.asanyarray(image.dataobj).reshape(image.shape[:3]).astype(np.float32)
-
-
 def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image) -> Iterator[str]:
     if image.shape[:3] == mask.shape[:3] and np.allclose(image.affine, mask.affine, rtol=0, atol=AFFINE_TOLERANCE):
         return
     lines = [
-        f"{name}   {_times(i.shape)}, origin {_numbers(i.affine[:3, 3])}, axes {_numbers(i.affine[:3, :3].ravel())}"
-        for name, i in zip(names, (image, mask), strict=True)
+        f"{name}   {nifti.times(i.shape)}, origin {_numbers(a[:3, 3])}, axes {_numbers(a[:3, :3].ravel())}"
+        for name, i, a in zip(names, (image, mask), (image.affine, mask.affine), strict=True)
     ]
     advice = "Shapes must be equal, affines too (to 0.001). Resample the mask onto the image (nearest neighbour)."
     yield "\n  ".join(["mask and image lie on different grids", *lines, advice])
@@ -213,7 +184,7 @@ def _value_problems(names: tuple[str, str], image_XYZ: np.ndarray, mask_XYZ: np.
     if bad:
         yield f"{bad:,} NaN or infinite voxels in {names[0]}\n  Repair the scan (0 is background)."
     elif image_XYZ.min() == image_XYZ.max():
-        yield f"{names[0]} is {image_XYZ.flat[0]:g} everywhere\n  There is nothing to learn the fill from."
+        yield f"{names[0]} is {image_XYZ.flat[0]:g} everywhere\n  Export the scan again: it is empty."
     if np.isnan(mask_XYZ).any() or mask_XYZ.min() < 0:
         yield f"{names[1]} holds negative or NaN values\n  A mask is 1 where tissue is to be filled, 0 elsewhere."
     elif not bad and image_XYZ.shape == mask_XYZ.shape and (mask_XYZ > 0.5).any():
@@ -273,10 +244,6 @@ def background(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
 def _faces(array_XYZ: np.ndarray) -> list[np.ndarray]:
     """Return views of the six faces of a volume."""
     return [np.moveaxis(array_XYZ, axis, 0)[end] for axis in range(3) for end in (0, -1)]
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
 
 
 def _numbers(values: np.ndarray) -> str:

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import is_proxy
 from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE
-from brats_inpainting.data import cases
+from brats_inpainting.data import nifti
 from brats_inpainting.data.cases import Loaded, background
 from brats_inpainting.errors import CaseError, ConfigError
 
@@ -221,13 +220,12 @@ def image_like(loaded: Loaded, volume_XYZ: np.ndarray, *, keep_dtype: bool = Fal
         header.set_slope_inter(1, 0)
         return type(template)(volume_XYZ.astype(np.float32).reshape(template.shape), template.affine, header)
     slope, inter = (getattr(template.dataobj, name, default) for name, default in (("slope", 1.0), ("inter", 0.0)))
-    stored = template.dataobj.get_unscaled() if is_proxy(template.dataobj) else np.asanyarray(template.dataobj)
-    stored_XYZ = stored.reshape(loaded.image_XYZ.shape)
+    stored_XYZ = nifti.stored(template).reshape(loaded.image_XYZ.shape)
     values_XYZ = (volume_XYZ.astype(np.float64) - inter) / slope
-    if stored.dtype.kind in "iu":
-        limits = np.iinfo(stored.dtype)
+    if stored_XYZ.dtype.kind in "iu":
+        limits = np.iinfo(stored_XYZ.dtype)
         values_XYZ = np.clip(np.rint(values_XYZ), limits.min, limits.max)
-    kept_XYZ = np.where(volume_XYZ == loaded.image_XYZ, stored_XYZ, values_XYZ.astype(stored.dtype))
+    kept_XYZ = np.where(volume_XYZ == loaded.image_XYZ, stored_XYZ, values_XYZ.astype(stored_XYZ.dtype))
     image = type(template)(kept_XYZ.reshape(template.shape), template.affine, header)
     image.header.set_slope_inter(slope, inter)  # after the constructor, which forgets it
     return image
@@ -239,12 +237,12 @@ def read(path: Path) -> np.ndarray:
     Raises:
         CaseError: when it cannot be read.
     """
-    return in_lps(cases.read(path))
+    return in_lps(nifti.read(path))
 
 
 def in_lps(image: Nifti1Image) -> np.ndarray:
     """Return an image's scaled values in LPS, float32."""
-    return Orientation.of(image.affine).apply(cases.values(image))
+    return Orientation.of(image.affine).apply(nifti.values(image))
 
 
 def partial(path: Path) -> Path:

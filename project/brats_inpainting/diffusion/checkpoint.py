@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from brats_inpainting.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 METADATA = "brats_inpainting"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Weights:
         """Name the file, the kind, the size and the hash in one line."""
         kind = "moving average (EMA)" if self.ema else "raw weights, no moving average by their name"
         parameters = sum(p.numel() for p in self.network.parameters())
-        return f"{self.path.name}: {kind}, {parameters:,} parameters, SHA-256 {self.sha256[:12]}"
+        return f"{self.path.name}: {kind}, {parameters:,} parameters, SHA-256 {self.sha256}"
 
 
 def find(folder: Path) -> Path | None:
@@ -102,7 +104,8 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
             f"  {len(state)} tensors, beginning with {', '.join(list(state)[:3])}.\n"
             "  Give a file of a 2D slice-wise inpainting network (model*.pt, ema*.pt, savedmodel*.pt or .safetensors)."
         ) from error
-    network = UNet(unet).eval().requires_grad_(requires_grad=False)
+    with torch.device("meta"):  # takes no memory, whatever the settings ask for
+        network = UNet(unet).eval().requires_grad_(requires_grad=False)
     _fill(network, state, path)
     ema = bool(stored.get("ema", "ema" in path.name.lower()))
     notes = stored.get("notes", {})
@@ -137,13 +140,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]
         with safe_open(path, framework="pt") as file:
             stored = dict(json.loads((file.metadata() or {}).get(METADATA, "{}")))
             return {name: file.get_tensor(name) for name in file.keys()}, stored  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: truncated or not a .safetensors file ({error})\n  Fetch it again and compare its SHA-256."
         ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    _refuse_compressed(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's advice is for programmers
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -168,6 +172,20 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: not a state dict of named tensors\n  Give the network's plain state dict (model*.pt, ema*.pt)."
         )
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse a zip file that unpacks to more than it is: PyTorch never compresses, but reads what others did."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # an old file without a zip around it, or a damaged one: torch will tell
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: its {path.stat().st_size:,} bytes unpack to {unpacked:,}, and PyTorch never compresses\n"
+            "  Take the file from its author, or save it again with torch.save."
+        )
 
 
 def _is_dense(value: object) -> bool:
@@ -220,4 +238,14 @@ def _fill(network: UNet, state: Mapping[str, Tensor], path: Path) -> None:
             f"{path}: wrong architecture\n" + "\n".join(lines) + "\n  Check num_channels, channel_mult, num_res_blocks "
             "and attention_resolutions in the parameters file against the weights."
         )
+    if odd := next((name for name, tensor in state.items() if tensor.dtype not in FLOATS), None):
+        raise CheckpointError(
+            f"{path}: {odd} holds {state[odd].dtype}, not floats\n  Save the weights in float16, bfloat16 or wider."
+        )
+    network.to_empty(device="cpu")
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
+    if bad := [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
+        raise CheckpointError(
+            f"{path}: NaN or infinity in {len(bad)} of {len(state)} tensors, beginning with {bad[0]}\n"
+            "  The training went astray, or the file is damaged: take an earlier one, or fetch it again."
+        )

@@ -1,0 +1,57 @@
+"""How much memory is free, in a container too, and how many slices fit: on a CPU nobody can catch running out of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from brats_inpainting.config import FRAME, UNetConfig
+
+# Peak of a float32 pass over slices of 224 × 224, in feature maps of the network's width: the paper's takes at most
+# 372 MB for a slice (14.5 maps), 259 MB each for four; small-1 at most 74 MB (11.5 maps): docs/reliability.md.
+MAPS = 16
+SHARE = 0.5  # of what is free; the rest is for the scans, and for those who share the machine
+UNLIMITED = 2**60  # cgroup v1 writes a number beyond all memory where there is no limit
+
+
+def plan(unet: UNetConfig, most: int) -> int:
+    """Return how many slices, 1 to ``most``, a network can take at a time in the memory that is free."""
+    available = free()
+    slice_bytes = MAPS * unet.width * FRAME**2 * 4
+    return most if available is None else max(1, min(most, int(SHARE * available / slice_bytes)))
+
+
+def free(root: Path = Path("/")) -> int | None:
+    """Return the bytes that this process may still take: the system's, or what its cgroups leave, if that is less.
+
+    ``root`` is where ``proc`` and ``sys`` lie. ``None`` where nothing tells, as on macOS.
+    """
+    system = re.search(r"MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"))
+    found = [int(system[1]) * 1024] if system else []
+    return min(found + _headrooms(root), default=None)
+
+
+def _headrooms(root: Path) -> list[int]:
+    """Return what every memory cgroup above this process leaves; page cache that can be dropped counts as free."""
+    left = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, own = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        group = Path(own.lstrip("/"))  # not there where a container sees its own cgroup as the root
+        for folder in {mount / parent for parent in (group, *group.parents)}:
+            limit, used = (_text(folder / name).strip() for name in names)
+            if limit.isdigit() and used.isdigit() and int(limit) < UNLIMITED:
+                cache = re.search(r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+                left.append(max(0, int(limit) - int(used) + (int(cache[1]) if cache else 0)))
+    return left
+
+
+def _text(path: Path) -> str:
+    """Return what a file of the kernel says, nothing where there is none."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

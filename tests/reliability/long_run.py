@@ -1,0 +1,88 @@
+"""Fill many small cases in one process, one in ten of them bad: memory and open files stay as they are.
+
+usage: python -m tests.reliability.long_run [COUNT]
+
+COUNT cases (200 if not given); memory (resident, in MB) and open files are looked at after every case. The slope is
+that of a straight line through the second half, where caches are full.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from brats_inpainting.data import cases
+from brats_inpainting.folder import Run
+
+from ..conftest import inpainter, write_case
+
+SHAPE = (48, 48, 8)
+BAD = 10  # every so many
+
+
+class Watched(Run):
+    """A run that notes its memory and open files whenever a case ends."""
+
+    def _deliver(self, *args):
+        super()._deliver(*args)
+        self.note()
+
+    def _fail(self, *args):
+        super()._fail(*args)
+        self.note()
+
+    def note(self):
+        """Look at what the kernel says of this process."""
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        self.__dict__.setdefault("notes", []).append((resident, len(list(Path("/proc/self/fd").iterdir()))))
+
+
+def spoil(folder, number):
+    """Make a case bad, in one of four ways."""
+    path = folder / f"{folder.name}-{('t1n-voided', 'mask')[number % 2]}.nii.gz"
+    kind = number // 2 % 2
+    path.write_bytes(path.read_bytes()[:-50]) if kind else path.unlink()
+
+
+def run(count, folder):
+    """Fill the cases; return the run and the memory's slope in MB per 100 cases."""
+    for number in range(count):
+        case = write_case(folder / "data", f"case-{number:03d}", shape=SHAPE, seed=number)
+        if number % BAD == BAD - 1:
+            spoil(case, number // BAD)
+    out = folder / "out"
+    jobs = {out / cases.output_name(case.id): case for case in cases.find(folder / "data")}
+    work = Watched(inpainter(), jobs, report_path=folder / "report", quiet=True)
+    work.start("error")
+    work.go()
+    assert len(work.failed) == count // BAD
+    assert len(list(out.iterdir())) == count - count // BAD
+    for target, case in jobs.items():
+        if case.id not in work.failed:
+            given, made, mask = (nib.load(path).get_fdata() for path in (case.image, target, case.mask))
+            assert (given == made)[mask == 0].all()
+            assert np.isfinite(made).all()
+            assert made[mask > 0].any()
+    resident = np.array([note[0] for note in work.notes])[len(work.notes) // 2 :]
+    return work, 100 * np.polyfit(np.arange(len(resident)), resident, 1)[0]
+
+
+def main():
+    torch.set_num_threads(1)
+    count = int(sys.argv[1]) if sys.argv[1:] else 200
+    with tempfile.TemporaryDirectory() as folder:
+        work, slope = run(count, Path(folder))
+    memory, files = zip(*work.notes, strict=True)
+    print(f"{count} cases, {len(work.failed)} bad and refused, {count - len(work.failed)} right results")
+    print(
+        f"memory {memory[count // 2]:.0f} MB after half, {memory[-1]:.0f} MB at the end, {slope:+.2f} MB per 100 cases"
+    )
+    print(f"open files {min(files)} to {max(files)}")
+
+
+if __name__ == "__main__":
+    main()

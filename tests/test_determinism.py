@@ -1,0 +1,61 @@
+"""The same numbers wherever and however a case is filled: golden values of each preset, and of several processes."""
+
+import numpy as np
+import pytest
+import torch
+
+from brats_inpainting.config import PRESETS
+from brats_inpainting.infer import Inpainter
+
+from .conftest import TINY, brain, lesion, weights, write_case
+from .golden import network
+from .reliability import kills
+
+SHAPE = (32, 32, 6)
+
+# mean and standard deviation of the filled scan, and every seventh voxel of the mask; the paper's chain in 60 steps
+GOLDEN = {
+    "fast": (
+        (136.75743, 278.18353),
+        (518.219, 452.224, 564.188, 480.355, 634.846, 436.104, 684.543, 458.524, 697.500, 619.494, 619.694),
+    ),
+    "paper": (
+        (299.31232, 206.76955),
+        (615.364, 524.457, 655.130, 695.451, 796.401, 643.762, 904.822, 594.795, 972.806, 737.457, 739.027),
+    ),
+}
+
+
+@pytest.mark.parametrize("preset", GOLDEN)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_every_preset_gives_its_golden_values(preset, batch_size):
+    assert GOLDEN.keys() == PRESETS.keys()
+    how = PRESETS[preset].model_copy(update={"steps": min(60, PRESETS[preset].steps)})
+    loaded = weights(network(TINY), prediction="x0", window=32, image_range=(-1, 1))
+    image, mask = brain(SHAPE), lesion(SHAPE)
+    result = (
+        Inpainter(loaded, how, torch.device("cpu"), batch_size).inpaint(np.where(mask, 0, image), mask, seed=3).image
+    )
+    moments, voxels = GOLDEN[preset]
+    # 1e-3 of the range, 1000, is promised between batch sizes; between one thread and two 1e-6 of it was seen
+    np.testing.assert_allclose([result.mean(), result.std()], moments, rtol=0, atol=0.1)
+    np.testing.assert_allclose(result[mask][::7], voxels, rtol=0, atol=1)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_the_cases_write_the_bytes_of_one(tmp_path, tiny_weights):
+    (tmp_path / "tiny.safetensors").symlink_to(tiny_weights)
+    for number in range(4):
+        write_case(tmp_path / "data", f"case-{number}", shape=(48, 48, 8), seed=number)
+        half = tmp_path / f"half-{number % 2}" / "data"
+        half.mkdir(parents=True, exist_ok=True)
+        (half / f"case-{number}").symlink_to(tmp_path / "data" / f"case-{number}")
+        if number < 2:
+            (half.parent / "tiny.safetensors").symlink_to(tiny_weights)
+    runs = [kills.start(root, root / "out") for root in (tmp_path, tmp_path / "half-0", tmp_path / "half-1")]
+    for process in runs:
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+    shared = kills.contents(tmp_path / "half-0" / "out") | kills.contents(tmp_path / "half-1" / "out")
+    assert len(shared) == 4
+    assert shared == kills.contents(tmp_path / "out")

@@ -1,0 +1,42 @@
+"""What comes with the software: exact versions that fit together, and licences that bind nobody who uses it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import licences
+
+ROOT = Path(__file__).parents[1]
+COPYLEFT = re.compile(r"GPL|MPL|EPL|CDDL|EUPL|SSPL|CeCILL", re.IGNORECASE)
+EVERYTHING = sorted(licences.runtime(licences.EXTRAS))
+
+
+def test_the_installed_packages_fit_together():
+    told = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
+
+
+def test_every_requirement_is_pinned_exactly():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERYTHING if name != "setuptools"])  # the venv's own
+def test_what_runs_is_what_is_pinned(name):
+    pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
+    assert {key.lower().replace("_", "-"): pin for key, pin in pins.items()}[name] == licences.version(name)
+
+
+def test_no_core_package_is_under_a_copyleft_licence_and_of_the_extras_only_tqdm():
+    assert {name for name in EVERYTHING if COPYLEFT.search(licences.licence(name))} == {"tqdm"}
+    assert "tqdm" not in licences.runtime(licences.CORE)
+    assert "inpainting" not in EVERYTHING
+
+
+def test_the_list_of_licences_is_true():
+    text = (ROOT / "docs" / "licences.md").read_text()
+    for name in EVERYTHING:
+        assert f"| {name} | {licences.version(name)} | {licences.licence(name)} |" in text, "make it anew"
