@@ -8,7 +8,7 @@ from pathlib import Path
 from brats_inpainting.config import FRAME, UNetConfig
 
 # Peak of a float32 pass over slices of 224 × 224, in feature maps of the network's width: the paper's takes at most
-# 372 MB for a slice (14.5 maps), 259 MB each for four; small-1 at most 74 MB (11.5 maps): docs/reliability.md.
+# 323 MB for a slice (12.6 maps), 224 MB each for four; small-1 at most 57 MB (8.9 maps): docs/reliability.md.
 MAPS = 16
 SHARE = 0.5  # of what is free; the rest is for the scans, and for those who share the machine
 UNLIMITED = 2**60  # cgroup v1 writes a number beyond all memory where there is no limit
