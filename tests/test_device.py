@@ -102,3 +102,10 @@ def test_a_name_without_meaning_is_refused():
 )
 def test_a_build_runs_on_what_it_holds_code_for(capability, architectures, runs):
     assert device.runs_on(capability, architectures) is runs
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_a_gpu_works_in_the_precision_that_it_is_made_for(machine, capability, expected):
+    machine(capability=capability)
+    assert device.best_precision(torch.device("cuda:0")) == expected
+    assert device.best_precision(CPU) == "fp32"

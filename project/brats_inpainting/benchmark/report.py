@@ -57,6 +57,7 @@ def roofline(results: Results, path: Path) -> None:
     """Draw every convolution and every pass under the machine's limits: FLOP/s against FLOPs a byte."""
     figure = pictures.figure((8, 5), layout="constrained")
     axes = figure.subplots()
+    gpu, processor = results.machine["gpu"], results.machine["processor"]
     precision, bandwidth = results.machine["precision"], results.ceilings["copy"]
     peak = results.ceilings[precision if precision in results.ceilings else "bf16"]
     reach = [0.5, peak / bandwidth, 5000]
@@ -71,7 +72,7 @@ def roofline(results: Results, path: Path) -> None:
         place = (largest.flops / moved, largest.flops / largest.seconds / 1e9)
         axes.scatter(*place, s=130, marker="*", color=colour, edgecolor="black", label=f"{network}: a whole pass")
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte that convolutions read and write", ylabel="GFLOP/s")
-    axes.set_title(f"{results.machine['gpu']} GPU, {results.machine['processor']}, {precision}", fontsize=9)
+    axes.set_title(f"{processor if gpu == 'none' else gpu}, {precision}", fontsize=9)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 

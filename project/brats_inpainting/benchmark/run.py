@@ -66,6 +66,7 @@ def run(
     Raises:
         ConfigError: when there is no such device, or no case.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own lines say nothing that a reader needs
     chosen = choose_device(device)
     where, precision = chosen.type, precision or best_precision(chosen)
     results = Results(_machine(where, precision))
