@@ -1,0 +1,116 @@
+"""The Typer app and what its commands share: options, what is said where, exit codes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import logging
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from brats_inpainting import host
+from brats_inpainting.errors import InpaintingError
+from brats_inpainting.progress import console
+
+UNUSABLE, SOME_FAILED = 2, 3  # exit codes; 0 is success, 1 an internal error, 130 and 143 interruptions
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fill lesions in brain MRI with plausible healthy tissue. Research use only.",
+)
+log = logging.getLogger("brats_inpainting")
+out = Console(highlight=False, soft_wrap=True, markup=False)
+wide = Console(highlight=False, markup=False, width=250)  # a narrow terminal wraps tables, and a file keeps them whole
+
+LOUDNESS = ("-v", "--verbose", "-q", "--quiet")
+PrecisionName = StrEnum("PrecisionName", ["auto", "fp32", "bf16", "fp16"])
+
+
+def option(name: str, text: str, *aliases: str, **settings: Any) -> Any:
+    """Declare an option with its help, and further names."""
+    return typer.Option(f"--{name}", *aliases, help=text, **settings)
+
+
+DataPath = Annotated[Path, option("data-path", "Folder with one sub-folder per case.")]
+OutputPath = Annotated[Path, option("output-path", "Folder that receives the results.")]
+Predictions = Annotated[
+    list[Path], option("predictions", "Folder with {id}-t1n-inference.nii.gz; several are compared with the first.")
+]
+NoImages = Annotated[bool, option("no-images", "Leave the pictures out of report.html.")]
+Viewer = Annotated[bool, option("viewer", "Embed the volumes in report.html, to look at every slice.")]
+WeightsFile = Annotated[Path | None, option("weights", "Network: .safetensors or .pt. Default: the bundled one.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(importlib.metadata.version("brats-inpainting"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but warnings and errors.")] = False,
+    version: Annotated[bool, option("version", "Print the version.", is_eager=True, callback=_version)] = False,
+) -> None:
+    """Set how much is said."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler = logging.Handler()
+    handler.emit = lambda record: console.print(record.getMessage())  # type: ignore[method-assign]
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(level)
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it mends headers without naming the file
+
+
+def quiet() -> bool:
+    """Tell whether nothing but warnings is wanted."""
+    return log.level >= logging.WARNING
+
+
+def finish(failed: dict[str, str]) -> None:
+    """List the failures last, and say by the exit code that there were some."""
+    if failed:
+        sys.stderr.write("\n".join([f"{len(failed)} failed:", *failed.values()]) + "\n")
+        raise typer.Exit(SOME_FAILED)
+
+
+def _normalised(args: list[str]) -> list[str]:
+    """Let --data_path be --data-path, -v and --quiet stand anywhere, and options without a task be those of infer."""
+    args = [
+        "=".join([arg.split("=", 1)[0].replace("_", "-"), *arg.split("=", 1)[1:]]) if arg.startswith("--") else arg
+        for arg in args
+    ]
+    loudness = [arg for arg in args if arg in LOUDNESS]
+    rest = [arg for arg in args if arg not in LOUDNESS]
+    if args and (not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help", "--version"))):
+        rest.insert(0, "infer")
+    return loudness + rest
+
+
+def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.stderr.write("interrupted; finished cases are kept, --resume goes on\n")
+    raise SystemExit(128 + number)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the app; turn every outcome into its exit code and a message that says what to do."""
+    host.settle()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a name must not end a run where it is told
+    try:
+        app(_normalised(sys.argv[1:] if args is None else args), prog_name="brats-inpainting")
+    except InpaintingError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(UNUSABLE)

@@ -1,0 +1,204 @@
+"""The commands that fill: infer, check, example."""
+
+from __future__ import annotations
+
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+from brats_inpainting.cli import pages
+from brats_inpainting.cli.app import (
+    DataPath,
+    NoImages,
+    OutputPath,
+    PrecisionName,
+    WeightsFile,
+    app,
+    finish,
+    log,
+    option,
+    out,
+    quiet,
+)
+from brats_inpainting.config import DEFAULT_PRESET, PRESETS
+from brats_inpainting.errors import CaseError, ConfigError
+
+if TYPE_CHECKING:
+    from brats_inpainting.data.cases import Case
+    from brats_inpainting.device import Precision
+
+PRESET_NAMES = ", ".join(PRESETS)
+SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
+NoiseMode = StrEnum("NoiseMode", ["independent", "shared", "slerp"])
+
+
+@app.command()
+def infer(
+    data_path: Annotated[
+        Path | None, option("data-path", "Folder with one sub-folder per case.", "--input-dir")
+    ] = None,
+    output_path: Annotated[
+        Path | None, option("output-path", "Folder that receives {id}-t1n-inference.nii.gz.", "--output-dir")
+    ] = None,
+    image: Annotated[Path | None, option("image", "A single T1, instead of --data-path.")] = None,
+    mask: Annotated[Path | None, option("mask", "Its mask.")] = None,
+    output: Annotated[Path | None, option("output", "The file to write for --image and --mask.")] = None,
+    weights: WeightsFile = None,
+    additional_files_path: Annotated[
+        Path | None, option("additional-files-path", "Folder that may hold the weights file, as MedPerf mounts it.")
+    ] = None,
+    parameters_file: Annotated[Path | None, option("parameters-file", "YAML: our names or guided-diffusion's.")] = None,
+    preset: Annotated[str | None, option("preset", f"{PRESET_NAMES}. Default: {DEFAULT_PRESET}.")] = None,
+    sampler: Annotated[SamplerName | None, option("sampler", "Instead of the preset's.")] = None,
+    steps: Annotated[int | None, option("steps", "Sampler steps, instead of the preset's.", min=1)] = None,
+    samples: Annotated[
+        int | None, option("samples", "Average K samples; their spread goes to --report-path.", min=1)
+    ] = None,
+    noise: Annotated[NoiseMode | None, option("noise", "How slices share noise along z.")] = None,
+    smoothing: Annotated[float | None, option("smoothing", "Gaussian sigma in voxels, 0 = off.", min=0)] = None,
+    dilate: Annotated[float | None, option("dilate", "Grow the mask by so many millimetres.", min=0)] = None,
+    seed: Annotated[int | None, option("seed", "Same seed, same result. Default: 0.", min=0)] = None,
+    device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
+    batch_size: Annotated[str, option("batch-size", "Slices per network pass: auto or a number.")] = "auto",
+    precision: Annotated[
+        PrecisionName, option("precision", "Of the network; auto is fp32 on a CPU, bf16 or fp16 on a GPU.")
+    ] = PrecisionName.auto,
+    resume: Annotated[bool, option("resume", "Keep finished outputs, make the others; wins over --overwrite.")] = False,
+    overwrite: Annotated[
+        bool, option("overwrite", "Make existing outputs anew.", envvar="BRATS_INPAINTING_OVERWRITE")
+    ] = False,
+    keep_dtype: Annotated[bool, option("keep-dtype", "Write the input's data type instead of float32.")] = False,
+    report_path: Annotated[
+        Path | None, option("report-path", "Folder for report.html, run.json, single samples and uncertainty maps.")
+    ] = None,
+    no_images: NoImages = False,
+) -> None:
+    """Fill the masked part of every case."""
+    if not any((data_path, output_path, image, mask, output)) and (
+        folders := os.environ.get("BRATS_INPAINTING_FOLDERS")
+    ):
+        data_path, output_path = map(Path, folders.split(":"))  # the container's /input and /output
+    jobs = _jobs(data_path, output_path, image, mask, output)
+    pages.keep_apart(report_path, output_path)
+    from brats_inpainting import parameters
+
+    said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
+    if parameters_file:
+        log.info("%s: %s", parameters_file, said)
+    flags = {
+        "sampler": sampler,
+        "steps": steps,
+        "samples": samples,
+        "noise": noise,
+        "smoothing": smoothing,
+        "dilate": dilate,
+    }
+    from brats_inpainting.diffusion import checkpoint
+    from brats_inpainting.folder import Run
+    from brats_inpainting.infer import Inpainter
+
+    inpainter = Inpainter.load(
+        weights or (additional_files_path and checkpoint.find(additional_files_path)),
+        preset=preset or said.preset or DEFAULT_PRESET,
+        device=device or said.device or "auto",
+        batch_size=_whole_number(batch_size),
+        precision=cast("Precision", precision.value),
+        unet=said.unet,
+        diffusion=said.diffusion,
+        **said.sampling | {name: value for name, value in flags.items() if value is not None},
+    )
+    if said.batch_size and batch_size == "auto":
+        inpainter.batch_size = min(inpainter.batch_size, said.batch_size)
+    run = Run(
+        inpainter,
+        jobs,
+        seed=(said.seed or 0) if seed is None else seed,
+        keep_dtype=keep_dtype,
+        report_path=report_path,
+        quiet=quiet(),
+    )
+    run.start("resume" if resume else "overwrite" if overwrite else "error")
+    how = inpainter.sampling
+    log.info("weights %s", inpainter.weights)
+    log.info("%d steps of %s, %d sample(s), seed %d", how.steps, how.sampler, how.samples, run.seed)
+    log.info("%d slices at a time", inpainter.batch_size)
+    log.debug("%s", how)
+    run.go()
+    log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
+    if report_path:
+        pages.of_run({case: {"filled": path} for path, case in jobs.items()}, report_path, run.failed, not no_images)
+    finish(run.failed)
+
+
+@app.command()
+def check(data_path: DataPath) -> None:
+    """List every problem of every case at once, without loading the network."""
+    from brats_inpainting.data import cases
+
+    failed: dict[str, str] = {}
+    found = cases.find(data_path)
+    for case in found:
+        try:
+            loaded = cases.load(case)
+        except CaseError as error:
+            failed[case.id] = str(error)
+        else:
+            out.print(f"{'!' if loaded.warnings else '✓'} {loaded.id}: {int(loaded.mask_XYZ.sum()):,} voxels to fill")
+    out.print(f"{len(found) - len(failed)} of {len(found)} cases can be filled")
+    finish(failed)
+
+
+@app.command()
+def example(
+    output_path: OutputPath,
+    seed: Annotated[int, option("seed", "Place and shape of the masks.", min=0)] = 0,
+) -> None:
+    """Write a complete example case, made from the ICBM152 template."""
+    from brats_inpainting.data.example import write_example
+
+    out.print(f"written: {write_example(output_path, seed=seed)}")
+
+
+def _jobs(
+    data_path: Path | None, output_path: Path | None, image: Path | None, mask: Path | None, output: Path | None
+) -> dict[Path, Case]:
+    """Return what is to be filled and where each result goes."""
+    from brats_inpainting.data import cases
+
+    single = {"--image": image, "--mask": mask, "--output": output}
+    many = {"--data-path": data_path, "--output-path": output_path}
+    for ours, others in ((single, many), (many, single)):
+        if any(ours.values()) and (missing := [name for name, value in ours.items() if not value]):
+            raise ConfigError(f"{' and '.join(missing)} missing\n  {', '.join(ours)} belong together.")
+        if all(ours.values()) and any(others.values()):
+            raise ConfigError("a single pair and a folder exclude each other\n  Run the command twice.")
+    if data_path and output_path:
+        return {output_path / cases.output_name(case.id): case for case in cases.find(data_path)}
+    if not (image and mask and output):
+        raise ConfigError("nothing to fill\n  Give --data-path and --output-path, or --image, --mask and --output.")
+    return _pair(image, mask, output)
+
+
+def _pair(image: Path, mask: Path, output: Path) -> dict[Path, Case]:
+    """Return the job of one pair of files; the case goes by the name of its output."""
+    from brats_inpainting.data.cases import Case
+
+    for given in (image, mask):
+        if not given.is_file():
+            raise ConfigError(f"{given}: no such file")
+        if output.exists() and output.samefile(given):
+            raise ConfigError(f"{output}: is an input too\n  Give another name for the result.")
+    if not output.name.endswith((".nii", ".nii.gz")):
+        raise ConfigError(f"{output}: not a NIfTI name\n  Let it end in .nii.gz or .nii.")
+    return {output: Case(output.name.removesuffix(".gz").removesuffix(".nii"), image, mask)}
+
+
+def _whole_number(text: str) -> int | None:
+    """Read a batch size; ``None`` for auto."""
+    if text == "auto":
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,3}", text):
+        raise ConfigError(f"--batch-size {text}: neither auto nor a whole number from 1 to 9999")
+    return int(text)

@@ -1,0 +1,62 @@
+"""The commands of training: train, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from brats_inpainting.cli.app import OutputPath, app, option, out
+
+
+@app.command()
+def train(
+    data_path: Annotated[Path, option("data-path", "Folder with complete scans, *-t1n.nii.gz.")],
+    output_path: OutputPath,
+    parameters_file: Annotated[
+        Path | None, option("parameters-file", "Recipe, see workspace/parameters. Default: the paper's.")
+    ] = None,
+    fold: Annotated[int, option("fold", "Whose held-out subjects validate: 0 or 1.", min=0, max=1)] = 0,
+    cache_path: Annotated[
+        Path | None, option("cache-path", "Folder of the prepared slices. Default: in --output-path.")
+    ] = None,
+    validation_path: Annotated[
+        Path | None, option("validation-path", "Complete cases that validate, instead of held-out subjects.")
+    ] = None,
+    resume: Annotated[
+        bool, option("resume", "Go on where an earlier run stopped.", envvar="BRATS_INPAINTING_TRAIN_RESUME")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        option("minutes", "End after so long, preparation included, and the step under way; --resume goes on.", min=0),
+    ] = None,
+) -> None:
+    """Train a network; under torchrun or accelerate launch, on several GPUs and nodes."""
+    from brats_inpainting import parameters
+    from brats_inpainting.config import TrainConfig
+
+    recipe = parameters.read_recipe(parameters_file) if parameters_file else TrainConfig()
+    from brats_inpainting.train import train as run
+
+    weights = run(
+        data_path,
+        output_path,
+        recipe,
+        fold=fold,
+        resume=resume,
+        cache_path=cache_path,
+        validation_path=validation_path,
+        minutes=minutes,
+    )
+    out.print(f"written: {weights}")
+
+
+@app.command()
+def export(
+    state: Annotated[Path, option("state", "A training run's folder, or a file of its state folder.")],
+    output_path: OutputPath,
+) -> None:
+    """Write a training state as weights: our .safetensors, and guided-diffusion's .pt files."""
+    from brats_inpainting.state import export_state
+
+    for path in export_state(state, output_path):
+        out.print(f"written: {path}")
