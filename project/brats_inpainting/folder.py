@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import platform
@@ -118,7 +119,10 @@ class Run:
                 deliver(Stack(scan, sampling.samples))
 
     def _prepare(self, case: Case) -> Scan:
-        return volume.prepare(cases.load(case), dilate=self.inpainter.sampling.dilate)
+        try:
+            return volume.prepare(cases.load(case), dilate=self.inpainter.sampling.dilate)
+        except MemoryError as error:
+            raise _too_large(case.id) from error
 
     def _deliver(self, stack: Stack, target: Path, watch: Watch) -> None:
         scan = stack.scan
@@ -134,6 +138,9 @@ class Run:
             digest = checkpoint.sha256(target)
         except CaseError as error:
             self._fail(scan.id, error, watch)
+            return
+        except MemoryError:
+            self._fail(scan.id, _too_large(scan.id), watch)
             return
         except OSError as error:  # somebody takes files away while we work
             self._fail(scan.id, CaseError(f"{scan.id}: {error}\n  Run it again with --resume."), watch)
@@ -173,7 +180,8 @@ class Run:
     def _forget(self, target: Path) -> None:
         """Remove what explained an earlier result of the same name."""
         for what in ("std", "sample-*") if self.report_path else ():
-            for old in self.report_path.glob(named_after(target, what)):  # type: ignore[union-attr]
+            escaped = target.with_name(glob.escape(target.name))
+            for old in self.report_path.glob(named_after(escaped, what)):  # type: ignore[union-attr]
                 old.unlink()
 
     def _fail(self, case_id: str, error: CaseError, watch: Watch) -> None:
@@ -188,10 +196,15 @@ class Run:
             log.warning("no run.json in --report-path: nobody knows with which settings the kept files were made")
         elif there and record:
             stored = _read_record(record)
-            if differing := [name for name, value in self.settings().items() if stored["settings"].get(name) != value]:
+            before = {"precision": "fp32"} | stored["settings"]  # older records have no other
+            if differing := [name for name, value in self.settings().items() if before.get(name) != value]:
                 raise ConfigError(
                     f"{record}: the outputs there were made with another {' and '.join(differing)}\n"
                     "  Repeat those settings, or say --overwrite, or choose another output folder."
+                )
+            if stored["batch_size"] != self.inpainter.batch_size:
+                log.warning(
+                    "the files there were made with --batch-size %s: last bits may differ", stored["batch_size"]
                 )
             self.reports = stored["cases"]
             there = [target for target in there if self.jobs[target].id in self.reports]
@@ -220,6 +233,10 @@ class Run:
             log.warning("run.json cannot be written to %s (%s); the fills go on", self.report_path, error.strerror)
 
 
+def _too_large(case_id: str) -> CaseError:
+    return CaseError(f"{case_id}: not enough memory for it\n  Give the process more, or crop the scan.")
+
+
 def _ahead(function: Callable[[Case], Scan], given: Iterable[Case]) -> Iterator[Future[Scan]]:
     """Yield what a function makes of every case; a thread is at work on the next while one is used."""
     with ThreadPoolExecutor(1) as thread:
@@ -234,6 +251,6 @@ def _ahead(function: Callable[[Case], Scan], given: Iterable[Case]) -> Iterator[
 def _read_record(record: Path) -> dict[str, Any]:
     try:
         stored = json.loads(record.read_text())
-        return {name: dict(stored[name]) for name in ("settings", "cases")}
+        return {name: dict(stored[name]) for name in ("settings", "cases")} | {"batch_size": stored.get("batch_size")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{record}: not a record of this software\n  Remove it, or say --overwrite.") from error

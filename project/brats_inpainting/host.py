@@ -17,7 +17,7 @@ def settle() -> None:
     them (docs/benchmarks.md). What is set in the environment already is left alone.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if not any(name.startswith("MALLOC_") for name in os.environ):
+    if not any(f"MALLOC_{name}_" in os.environ for name in ("MMAP_MAX", "MMAP_THRESHOLD", "TRIM_THRESHOLD", "TOP_PAD")):
         keep_memory()
 
 

@@ -244,9 +244,10 @@ class Inpainter:
             return self.weights.network(x_SCHW, t_S)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
-        """Send a tensor where the network is; a GPU fetches it from pinned memory when it gets there."""
-        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return pinned.to(self.device, non_blocking=True)
+        """Send a tensor where the network is; an NVIDIA GPU fetches it from pinned memory when it gets there."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def _draw(self, piece: Slice, seed: int, step: int) -> Tensor:
         """Draw the noise of a slice's whole frame, and cut its window: 1 × H × W."""

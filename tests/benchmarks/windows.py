@@ -27,10 +27,10 @@ def main():
     loaded = Inpainter.load(args.weights)
     own = loaded.weights.diffusion.window
     inpainters = {}
-    for window in args.windows:
+    for window in sorted({own, *args.windows}):
         diffusion = loaded.weights.diffusion.model_copy(update={"window": window})
         inpainters[window] = replace(loaded, weights=replace(loaded.weights, diffusion=diffusion))
-    rows = {window: [] for window in args.windows}
+    rows = {window: [] for window in inpainters}
     for case in cases.find(args.data_path):
         exam = examine(case, {})
         for window, inpainter in inpainters.items():

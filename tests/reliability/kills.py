@@ -9,6 +9,7 @@ moments fall into reading, sampling, writing and reporting alike.
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -76,7 +77,10 @@ def prepare(root):
 
 
 def kill(root, whole, after):
-    """Kill a run after so many seconds of work, look, and resume it; return how many cases it had finished."""
+    """Kill a run after so many seconds of work, look, and resume it.
+
+    Returns how many cases it had finished, or ``None`` if it came to its end before.
+    """
     out = root / "out"
     process = start(root, out)
     until_it_works(process)
@@ -85,7 +89,7 @@ def kill(root, whole, after):
     except subprocess.TimeoutExpired:
         process.kill()
     process.communicate()
-    kept = contents(out)
+    killed, kept = process.returncode == -signal.SIGKILL, contents(out)
     assert kept.items() <= whole.items(), "a file that is not whole stands under its final name"
     finish(root, out, "--resume")
     assert contents(out) == whole, "resumed bytes differ"
@@ -93,7 +97,7 @@ def kill(root, whole, after):
     for folder in (out, root / "out-report"):
         for path in folder.iterdir():
             path.unlink()
-    return len(kept)
+    return len(kept) if killed else None
 
 
 def main():
@@ -101,7 +105,10 @@ def main():
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, seconds = prepare(Path(folder))
-        kept = [kill(Path(folder), whole, rng.random() * seconds) for _ in range(count)]
+        kept = []
+        while len(kept) < count:
+            if (finished := kill(Path(folder), whole, rng.random() * seconds)) is not None:
+                kept.append(finished)
     print(f"{count} kills in runs of {CASES} cases and {seconds:.1f} s of work; finished cases that were kept: {kept}")
     print("no partial file under a final name; every resumed run has the bytes of the unbroken one")
 

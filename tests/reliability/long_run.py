@@ -15,12 +15,13 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from brats_inpainting import host
 from brats_inpainting.data import cases
 from brats_inpainting.folder import Run
 
 from ..conftest import inpainter, write_case
 
-SHAPE = (48, 48, 8)
+SHAPES = [(48, 48, 8)] * 9 + [(240, 240, 155)]  # in turns: one in ten is as large as BraTS has them
 BAD = 10  # every so many
 
 
@@ -51,8 +52,8 @@ def spoil(folder, number):
 def run(count, folder):
     """Fill the cases; return the run and the memory's slope in MB per 100 cases."""
     for number in range(count):
-        case = write_case(folder / "data", f"case-{number:03d}", shape=SHAPE, seed=number)
-        if number % BAD == BAD - 1:
+        case = write_case(folder / "data", f"case-{number:03d}", shape=SHAPES[number % len(SHAPES)], seed=number)
+        if number % BAD == BAD // 2:
             spoil(case, number // BAD)
     out = folder / "out"
     jobs = {out / cases.output_name(case.id): case for case in cases.find(folder / "data")}
@@ -72,6 +73,7 @@ def run(count, folder):
 
 
 def main():
+    host.settle()  # as the command line does
     torch.set_num_threads(1)
     count = int(sys.argv[1]) if sys.argv[1:] else 200
     with tempfile.TemporaryDirectory() as folder:

@@ -3,11 +3,12 @@
 usage: python -m tests.reliability.memory paper|small SLICES
 """
 
-import resource
 import sys
+from pathlib import Path
 
 import torch
 
+from brats_inpainting import host
 from brats_inpainting.config import BUNDLED_WEIGHTS, FRAME, UNetConfig
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
@@ -15,11 +16,12 @@ from brats_inpainting.diffusion.unet import UNet
 
 def peak():
     """Return the most memory that this process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
 @torch.inference_mode()
 def main():
+    host.settle()  # as the command line does
     name, slices = sys.argv[1], int(sys.argv[2])
     network = UNet(UNetConfig()) if name == "paper" else checkpoint.load(BUNDLED_WEIGHTS).network
     network.eval().to(memory_format=torch.channels_last)

@@ -12,7 +12,9 @@ from typing import cast
 import numpy as np
 from torch import Tensor, nn
 
+from brats_inpainting import memory
 from brats_inpainting.benchmark import subject
+from brats_inpainting.config import DEFAULT_PRESET
 from brats_inpainting.data import cases, slices, volume
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.device import Precision
@@ -21,6 +23,7 @@ from brats_inpainting.folder import Run
 from brats_inpainting.infer import Inpainter
 
 NETWORK, SAMPLER = "network", "sampler arithmetic"
+ALL = 10**6  # slices
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,21 @@ class Phases:
     def other_share(self) -> float:
         """The share of everything that is not the network."""
         return 1 - self.seconds[NETWORK] / sum(self.seconds.values())
+
+    def of_slices(self, count: int) -> float:
+        """Return the seconds that a case of so many slices would take."""
+        by_slice = self.seconds[NETWORK] + self.seconds[SAMPLER]
+        return sum(self.seconds.values()) - by_slice + by_slice * count / self.slices
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of several cases: in a row, as ``infer`` fills them; one by one; of the network alone, in the latter."""
+
+    cases: int
+    seconds: float
+    one_by_one: float
+    network: float
 
 
 class Timed(nn.Module):
@@ -84,28 +102,32 @@ def measure(
     return Phases(network, preset, todo, passes, measured, seconds, subject.peak_bytes(device))
 
 
-def in_a_row(preset: str, data_path: Path, device: str, precision: Precision) -> tuple[int, float, float]:
-    """Fill all cases of a folder as ``infer`` does: their number, the seconds, those that the network was at work."""
-    inpainter, timed = _inpainter("bundled", preset, device, precision)
+def in_a_row(data_path: Path, device: str, precision: Precision) -> Row:
+    """Fill all cases of a folder with the bundled network as ``infer`` does, and each on its own before."""
+    inpainter, timed = _inpainter("bundled", DEFAULT_PRESET, device, precision)
+    found = cases.find(data_path)
+    _fill(inpainter, timed, found[0], ALL)
+    alone = [_fill(inpainter, timed, case, ALL)[0] for case in found]
     with tempfile.TemporaryDirectory() as output:
-        jobs = {Path(output) / cases.output_name(case.id): case for case in cases.find(data_path)}
-        run = Run(inpainter, jobs, quiet=True)
+        jobs = {Path(output) / cases.output_name(case.id): case for case in found}
+        plain = replace(inpainter, weights=replace(inpainter.weights, network=timed.network))
+        run = Run(plain, jobs, quiet=True)
         run.start("error")
-        started = time.perf_counter()
-        run.go()
-        return len(jobs), time.perf_counter() - started, timed.seconds
+        seconds = subject.seconds(run.go, device)
+    return Row(len(found), seconds, sum(sum(each.values()) for each in alone), sum(each[NETWORK] for each in alone))
 
 
 def _inpainter(network: str, preset: str, device: str, precision: Precision) -> tuple[Inpainter, Timed]:
     """Load the bundled weights, or put the paper's network in their place; every pass is timed."""
     inpainter = Inpainter.load(preset=preset, device=device, precision=precision)
-    weights = inpainter.weights
+    weights, size = inpainter.weights, inpainter.batch_size
     if network == "paper":
         papers = subject.Subject.of("paper", 1, device, precision)
         weights = replace(weights, network=papers.network(), diffusion=papers.diffusion)
+        size = memory.plan(papers.unet, size) if device == "cpu" else size
     timed = Timed(weights.network, device)
     weights = replace(weights, network=cast("UNet", timed))
-    return Inpainter(weights, inpainter.sampling, inpainter.device, inpainter.batch_size, precision), timed
+    return Inpainter(weights, inpainter.sampling, inpainter.device, size, precision), timed
 
 
 def _fill(inpainter: Inpainter, timed: Timed, case: cases.Case, limit: int) -> tuple[dict[str, float], int, int]:

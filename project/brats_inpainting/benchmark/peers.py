@@ -1,4 +1,7 @@
-"""Our network beside others that do the same work, in turns: each in a process of its own, as its users run it."""
+"""Our network beside others that do the same work, in turns: each in a process of its own, as its users run it.
+
+Only how long threads spin before they sleep is the same for all: what the command line sets, or the environment says.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from brats_inpainting.benchmark import subject as subjects
 from brats_inpainting.benchmark.reference import Reference
 from brats_inpainting.benchmark.subject import TIMESTEP, Subject, peak_bytes
 from brats_inpainting.config import UNetConfig
+from brats_inpainting.device import Precision
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,20 +48,17 @@ class Peer:
 
 def compare(subject: Subject, *, rounds: int = 5) -> list[Peer]:
     """Let every peer make one pass in turn, so many rounds after one to warm up; ours is the first."""
-    peers = {name: build for name, build in PEERS.items() if _makes_sense(name, subject)}
+    names = [name for name, kind in PEERS.items() if kind.makes_sense(subject.device)]
     with ExitStack() as stack:
-        running = {name: stack.enter_context(subjects.process(_prepare, name, subject)) for name in peers}
+        running = {name: stack.enter_context(subjects.process(_prepare, name, subject)) for name in names}
         outputs = {name: alone.submit(_output).result() for name, alone in running.items()}
         taken: dict[str, list[float]] = {name: [] for name in running}
         for _ in range(rounds):
             for name, alone in running.items():
                 taken[name].append(alone.submit(_turn).result())
         costs = {name: alone.submit(_cost).result() for name, alone in running.items()}
-    ours = outputs["ours"]
-    return [
-        Peer(name, taken[name], *costs[name], _distance(ours, outputs[name]) if name not in LIBRARIES else None)
-        for name in running
-    ]
+    distances = {name: _distance(outputs["ours"], outputs[name]) for name in names if PEERS[name].library == "torch"}
+    return [Peer(name, taken[name], *costs[name], distances.get(name)) for name in names]
 
 
 def _compiled(subject: Subject) -> nn.Module:
@@ -116,36 +117,42 @@ def _channels(config: UNetConfig) -> tuple[int, ...]:
     return tuple(config.width * multiplier for multiplier in config.multipliers)
 
 
-PEERS: dict[str, Callable[[Subject], nn.Module]] = {
-    "ours": Subject.network,
-    "ours, compiled": _compiled,
-    "eager reference": _reference,
-    "eager reference, memory kept": _reference,
-    "eager reference, float32": _reference,
-    "diffusers UNet2DModel": _diffusers,
-    "MONAI DiffusionModelUNet": _monai,
+@dataclass(frozen=True)
+class Kind:
+    """How a peer is built and run: from which library, on which device alone, and whether its memory is kept."""
+
+    build: Callable[[Subject], nn.Module]
+    library: str = "torch"
+    only_on: str | None = None
+    precision: Precision | None = None
+    keeps_memory: bool = False
+
+    def makes_sense(self, device: str) -> bool:
+        """Tell whether it is installed, and says something on this device."""
+        return self.only_on in (None, device) and find_spec(self.library) is not None
+
+
+PEERS = {
+    "ours": Kind(Subject.network, keeps_memory=True),
+    "ours, compiled": Kind(_compiled, only_on="cuda", keeps_memory=True),
+    "eager reference": Kind(_reference),
+    "eager reference, memory kept": Kind(_reference, only_on="cpu", keeps_memory=True),
+    "eager reference, float32": Kind(_reference, only_on="cuda", precision="fp32"),
+    "diffusers UNet2DModel": Kind(_diffusers, library="diffusers"),
+    "MONAI DiffusionModelUNet": Kind(_monai, library="monai"),
 }
-LIBRARIES = {"diffusers UNet2DModel": "diffusers", "MONAI DiffusionModelUNet": "monai"}
-ON_ONE_KIND = {"ours, compiled": "cuda", "eager reference, memory kept": "cpu", "eager reference, float32": "cuda"}
-
-
-def _makes_sense(name: str, subject: Subject) -> bool:
-    """Tell whether a peer is installed, and says something on this device."""
-    return ON_ONE_KIND.get(name, subject.device) == subject.device and bool(find_spec(LIBRARIES.get(name, "torch")))
-
-
 _here: dict[str, Any] = {}  # what the process of a peer works on
 
 
 def _prepare(name: str, subject: Subject) -> None:
-    """Build a peer in its own process; only ours, and one for comparison, keep their memory."""
-    if name.startswith("ours") or name.endswith("memory kept"):
+    """Build a peer in its own process, and give it what it works on in the layout that it likes."""
+    kind, ours = PEERS[name], name.startswith("ours")
+    if kind.keeps_memory:
         host.settle()
-    if name.endswith("float32"):
-        subject = replace(subject, precision="fp32")
-    network = PEERS[name](subject).eval().requires_grad_(requires_grad=False).to(subject.device)
-    x_SCHW = subject.input_SCHW() if name.startswith("ours") else subject.input_SCHW().contiguous()
-    t = torch.full((1 if name.startswith("ours") else subject.batch,), TIMESTEP, device=subject.device)
+    subject = replace(subject, precision=kind.precision or subject.precision)
+    network = kind.build(subject).eval().requires_grad_(requires_grad=False).to(subject.device)
+    x_SCHW = subject.input_SCHW() if ours else subject.input_SCHW().contiguous()
+    t = torch.full((1 if ours else subject.batch,), TIMESTEP, device=subject.device)
     _here.update(network=network, x=x_SCHW, t=t, subject=subject)
 
 

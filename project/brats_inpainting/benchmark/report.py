@@ -18,6 +18,7 @@ from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.progress import duration
 from brats_inpainting.tables import Grid
 
+CASE_HEADER = ("in all", "not the network", "of 80 slices", "peak")
 PHASES = ("load", "prepare", "network", "sampler arithmetic", "undo", "save")
 
 
@@ -27,15 +28,15 @@ def grids(results: Results) -> list[Grid]:
     if results.ceilings:
         found.append(_ceilings(results.ceilings))
     if results.passes:
-        found.append(_passes(results.passes))
+        found.append(_passes(results.passes, results.ceilings))
     found += [_peers(network, peers) for network, peers in results.peers.items()]
     if results.phases:
         found.append(_cases(results.phases))
-    if results.in_a_row:
-        cases, seconds, network = results.in_a_row
-        line = (str(cases), f"{seconds:.1f}", f"{network:.1f}", f"{1 - network / seconds:.1%}")
-        title = "Cases in a row, bundled network, preset fast, as infer fills them"
-        found.append(Grid(title, ("cases", "seconds", "network at work", "not the network"), [line]))
+    if row := results.row:
+        share = f"{1 - row.network / row.seconds:.1%}"
+        line = (str(row.cases), f"{row.seconds:.1f}", f"{row.one_by_one:.1f}", f"{row.network:.1f}", share)
+        header = ("cases", "in a row, s", "one by one, s", "network alone, s", "in a row, not the network")
+        found.append(Grid("Cases in a row, bundled network, preset fast, as infer fills them", header, [line]))
     return found
 
 
@@ -83,10 +84,15 @@ def _ceilings(found: dict[str, float]) -> Grid:
     return Grid("What it can do", ("", ""), [*lines, ("copy, read and written", f"{found['copy'] / 1e9:,.1f} GB/s")])
 
 
-def _passes(passes: list[Pass]) -> Grid:
+def _passes(passes: list[Pass], ceilings: dict[str, float]) -> Grid:
+    def of_product(found: Pass) -> str:
+        limit = ceilings.get(found.subject.precision)
+        return f"{found.flops / found.seconds / limit:.0%}" if limit else "–"
+
+    limits = ("of a matrix product", "of the convolutions alone")
     return Grid(
         "One denoising step",
-        ("network", "slices", "seconds", "ms a slice", "GFLOP/s", "of the convolutions' ceiling", "peak", "operators"),
+        ("network", "slices", "seconds", "ms a slice", "GFLOP/s", *limits, "peak", "operators"),
         [
             (
                 found.subject.name,
@@ -94,13 +100,14 @@ def _passes(passes: list[Pass]) -> Grid:
                 f"{found.seconds:.3f}",
                 f"{1000 * found.seconds / found.subject.batch:.1f}",
                 f"{found.flops / found.seconds / 1e9:,.0f}",
+                of_product(found),
                 f"{found.ceiling / found.seconds:.0%}",
                 f"{found.peak / 1e9:.2f} GB",
                 ", ".join(f"{name} {share:.0%}" for name, share in found.operators.items()),
             )
             for found in passes
         ],
-        "Ceiling: the sum of the best times of the pass's own convolutions, each run alone. Operators above 5 %.",
+        "The convolutions alone: the sum of the best times of the pass's own, each run by itself. Operators above 5 %.",
     )
 
 
@@ -127,7 +134,7 @@ def _peers(network: str, peers: list[Peer]) -> Grid:
 def _cases(phases: list[Phases]) -> Grid:
     return Grid(
         "A whole case",
-        ("network", "preset", "slices", *(f"{name}, s" for name in PHASES), "in all", "not the network", "peak"),
+        ("network", "preset", "slices", *(f"{name}, s" for name in PHASES), *CASE_HEADER),
         [
             (
                 f"{found.network}{'' if found.measured == found.passes else ' (scaled)'}",
@@ -136,6 +143,7 @@ def _cases(phases: list[Phases]) -> Grid:
                 *(f"{found.seconds[name]:,.2f}" for name in PHASES),
                 duration(sum(found.seconds.values())),
                 f"{found.other_share:.1%}",
+                duration(found.of_slices(80)),
                 f"{found.peak / 1e9:.2f} GB",
             )
             for found in phases

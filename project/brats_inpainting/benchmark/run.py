@@ -7,6 +7,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Collection
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +15,14 @@ from pathlib import Path
 import torch
 
 from brats_inpainting.benchmark import case, ceilings, passes, peers
-from brats_inpainting.benchmark.case import Phases
+from brats_inpainting.benchmark.case import Phases, Row
 from brats_inpainting.benchmark.passes import Pass
 from brats_inpainting.benchmark.peers import Peer
 from brats_inpainting.benchmark.subject import Subject, apart
+from brats_inpainting.data import cases
 from brats_inpainting.data.example import write_example
 from brats_inpainting.device import Precision, best_precision, choose_device
+from brats_inpainting.errors import ConfigError
 from brats_inpainting.host import cpus
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ class Results:
     passes: list[Pass] = field(default_factory=list)
     peers: dict[str, list[Peer]] = field(default_factory=dict)
     phases: list[Phases] = field(default_factory=list)
-    in_a_row: tuple[int, float, float] | None = None
+    row: Row | None = None
 
 
 def run(
@@ -67,8 +70,8 @@ def run(
         ConfigError: when there is no such device, or no case.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own lines say nothing that a reader needs
-    chosen = choose_device(device)
-    where, precision = chosen.type, precision or best_precision(chosen)
+    where = _device(device)
+    precision = precision or best_precision(torch.device(where))
     results = Results(_machine(where, precision))
     if "ceilings" in parts:
         log.info("what the machine can do")
@@ -91,6 +94,15 @@ def run(
     return results
 
 
+def _device(name: str) -> str:
+    chosen = str(choose_device(name))
+    if chosen not in COMPARED_AT:
+        raise ConfigError(
+            f"{chosen}: only cpu and cuda are measured\n  CUDA_VISIBLE_DEVICES chooses one GPU of several."
+        )
+    return chosen
+
+
 def _passes(network: str, device: str, precision: Precision) -> list[Pass]:
     """Measure a denoising step of ever larger batches, while there is memory and patience."""
     found: list[Pass] = []
@@ -100,7 +112,8 @@ def _passes(network: str, device: str, precision: Precision) -> list[Pass]:
         log.info("%s network, a pass of %d", network, batch)
         try:
             found.append(apart(passes.measure, Subject.of(network, batch, device, precision)))
-        except torch.OutOfMemoryError:
+        except (BrokenProcessPool, RuntimeError) as error:  # killed for its memory, or refused it
+            log.warning("%s network, a pass of %d: %s", network, batch, error or "not enough memory")
             break
     return found
 
@@ -111,8 +124,9 @@ def _cases(results: Results, data_path: Path, device: str, precision: Precision,
             log.info("a whole case, %s network, preset %s", network, preset)
             limits = LIMITS[device][network]
             results.phases.append(apart(case.measure, network, preset, data_path, device, precision, limits))
-    log.info("all cases in a row")
-    results.in_a_row = apart(case.in_a_row, "fast", data_path, device, precision)
+    if len(cases.find(data_path)) > 1:
+        log.info("all cases in a row")
+        results.row = apart(case.in_a_row, data_path, device, precision)
 
 
 def _machine(device: str, precision: str) -> dict[str, str]:
