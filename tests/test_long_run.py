@@ -6,7 +6,5 @@ from .reliability import long_run
 def test_memory_and_open_files_stay_as_they_are(tmp_path):
     work, slope = long_run.run(40, tmp_path)
     files = [files for _, files in work.notes]
-    assert max(files) - min(files) <= 1  # the file under way
-    assert (
-        slope < 50
-    )  # MB per 100 cases; seen: -6 to 7. Cases that stay in memory add 5 MB each, for three frames of 224²×8
+    assert max(files) - min(files) <= 3  # those that the reader and the writer have open just then
+    assert slope < 50  # MB per 100 cases; cases that stay in memory add 5 MB each, for three frames of 224 × 224 × 8

@@ -19,9 +19,9 @@ from brats_inpainting import host
 from brats_inpainting.data import cases
 from brats_inpainting.folder import Run
 
-from ..conftest import inpainter, write_case
+from ..conftest import inpainter, lesion, write_case
 
-SHAPES = [(48, 48, 8)] * 9 + [(240, 240, 155)]  # in turns: one in ten is as large as BraTS has them
+SMALL, LARGE = (48, 48, 8), (240, 240, 155)  # one in twenty is as large as BraTS has them, with a small lesion
 BAD = 10  # every so many
 
 
@@ -52,7 +52,9 @@ def spoil(folder, number):
 def run(count, folder):
     """Fill the cases; return the run and the memory's slope in MB per 100 cases."""
     for number in range(count):
-        case = write_case(folder / "data", f"case-{number:03d}", shape=SHAPES[number % len(SHAPES)], seed=number)
+        shape, radius = (SMALL, 0.15) if number % 20 else (LARGE, 0.03)
+        mask = lesion(shape, radius=radius)
+        case = write_case(folder / "data", f"case-{number:03d}", shape=shape, mask=mask, seed=number)
         if number % BAD == BAD // 2:
             spoil(case, number // BAD)
     out = folder / "out"

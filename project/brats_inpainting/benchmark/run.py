@@ -69,7 +69,7 @@ def run(
     Raises:
         ConfigError: when there is no such device, or no case.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own lines say nothing that a reader needs
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines say nothing that a reader needs
     where = _device(device)
     precision = precision or best_precision(torch.device(where))
     results = Results(_machine(where, precision))
