@@ -260,6 +260,14 @@ def test_an_interrupted_run_keeps_what_is_finished(data, tmp_path, tiny_weights,
     assert (tmp_path / "out" / NAMES[0]).read_bytes() == first
 
 
+def test_a_kept_file_of_unknown_settings_is_kept_the_next_time_too(infer, data, tmp_path):
+    assert infer() == 0
+    before = [(tmp_path / "out" / name).read_bytes() for name in NAMES]
+    for _ in range(2):
+        assert infer("--report-path", tmp_path / "report", "--resume", "--seed", 1) == 0
+        assert [(tmp_path / "out" / name).read_bytes() for name in NAMES] == before
+
+
 def test_resume_after_an_interrupted_overwrite_does_not_mix_two_seeds(infer, data, tmp_path):
     report = ("--report-path", tmp_path / "report")
     assert infer(*report) == 0

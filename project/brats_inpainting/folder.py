@@ -193,7 +193,15 @@ class Run:
         """Leave out what is finished: every output, or, where a run.json tells, those it lists."""
         record = self.report_path / "run.json" if self.report_path else None
         if there and not (record and record.exists()):
-            log.warning("no run.json in --report-path: nobody knows with which settings the kept files were made")
+            log.warning(
+                "no run.json in --report-path: nobody knows with which settings the %d kept files were made;"
+                " a --report-path from the start on lets --resume compare them",
+                len(there),
+            )
+            kept = {
+                "settings": "unknown, kept by --resume"
+            }  # without a hash: the page must not take them for this run's
+            self.reports = {self.jobs[target].id: {"output": target.name, **kept} for target in there}
         elif there and record:
             stored = _read_record(record)
             before = {"precision": "fp32"} | stored["settings"]  # older records have no other

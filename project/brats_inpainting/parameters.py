@@ -141,7 +141,7 @@ def _node(path: Path) -> yaml.MappingNode:
         refers_back = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
         node = yaml.compose(text, yaml.SafeLoader) or yaml.MappingNode("", [])
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML\n  {error}") from error
+        raise ConfigError(f"{path}: not YAML\n  {error}\n  Mend it there: one key: value a line.") from error
     if refers_back:
         raise ConfigError(f"{path}: refers back with *, a few lines of which can fill a memory\n  Write values out.")
     if not isinstance(node, yaml.MappingNode):

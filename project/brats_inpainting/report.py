@@ -9,7 +9,6 @@ import base64
 import importlib.util
 import io
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,6 +20,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from brats_inpainting.data import nifti
 from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.evaluate import Exam, Row, record
@@ -267,7 +267,7 @@ def _viewer(exam: Exam) -> str:
         nib.nifti1.Nifti1Image(np.asarray(v, np.float32), LPS)
         for v in (next(iter(exam.fills.values())), exam.scored_XYZ)
     )
-    with warnings.catch_warnings(action="ignore"):  # of numpy, about nilearn
+    with nifti.muted():  # numpy warns of nilearn
         view = view_img(
             mask, bg_img=filled, threshold=0.5, opacity=0.3, resampling_interpolation="nearest", colorbar=False
         )

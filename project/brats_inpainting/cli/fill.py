@@ -123,7 +123,7 @@ def infer(
     how = inpainter.sampling
     log.info("weights %s", inpainter.weights)
     log.info("%d steps of %s, %d sample(s), seed %d", how.steps, how.sampler, how.samples, run.seed)
-    log.info("%d slices at a time", inpainter.batch_size)
+    log.info("%d slices at a time, in %s", inpainter.batch_size, inpainter.precision)
     log.debug("%s", how)
     run.go()
     log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))

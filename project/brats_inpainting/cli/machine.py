@@ -47,8 +47,10 @@ def benchmark(
     """Measure speed and memory: the machine's limits, a pass beside them and beside others, a whole case by phase."""
     from brats_inpainting.benchmark import report as reporting
     from brats_inpainting.benchmark import run
-    from brats_inpainting.data import volume
+    from brats_inpainting.data import cases, volume
 
+    if data_path:  # what cannot be filled is told now, not after a quarter of an hour
+        cases.load(cases.find(data_path)[0])
     if report_path:
         volume.make_writable(report_path)
     results = run.run(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,16 @@ SLACK = 2**26  # bytes behind the voxels that are read to check them; nobody nee
 DAMAGE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, WrapStructError)
 
 
+_muting = threading.Lock()
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Ignore warnings, in one thread at a time: Python has one list of what is ignored for all of them."""
+    with _muting, warnings.catch_warnings(action="ignore"):
+        yield
+
+
 def read(path: Path) -> Nifti1Image:
     """Open one NIfTI file; refuse what lies about its size before memory is taken for it.
 
@@ -34,7 +46,7 @@ def read(path: Path) -> Nifti1Image:
         CaseError: when it is missing, damaged, or no volume of numbers.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of oddities in a header that change nothing
+        with muted():  # of oddities in a header that change nothing
             image = _kind(path).from_filename(path)
         check(image, path.name)
         _check_length(path, int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize)

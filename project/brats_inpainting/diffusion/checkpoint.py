@@ -158,9 +158,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             "  Give the network's plain state dict, as torch.save(model.state_dict(), …) writes it."
         ) from error
     except Exception as error:  # damaged bytes can make torch's reader raise anything
-        reason = str(error).partition(". ")[0] or type(error).__name__  # torch goes on to advise weights_only=False
+        reason = str(error).partition(". ")[0] or type(error).__name__
+        reason = "an archive of another kind" if "weights_only" in reason else reason  # torch advises to switch it off
         raise CheckpointError(
-            f"{path}: truncated or not a PyTorch file ({reason})\n  Fetch it again and compare its size."
+            f"{path}: truncated or not a PyTorch file ({reason})\n  Fetch it again and compare its SHA-256."
         ) from error
     if isinstance(content, dict) and {"state", "param_groups"} <= set(content):
         raise CheckpointError(
