@@ -260,7 +260,7 @@ def test_an_interrupted_run_keeps_what_is_finished(data, tmp_path, tiny_weights,
     assert (tmp_path / "out" / NAMES[0]).read_bytes() == first
 
 
-def test_a_kept_file_of_unknown_settings_is_kept_the_next_time_too(infer, data, tmp_path):
+def test_a_kept_file_of_unknown_settings_is_kept_the_next_time_too(infer, tmp_path):
     assert infer() == 0
     before = [(tmp_path / "out" / name).read_bytes() for name in NAMES]
     for _ in range(2):

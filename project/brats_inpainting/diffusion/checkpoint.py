@@ -159,7 +159,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # damaged bytes can make torch's reader raise anything
         reason = str(error).partition(". ")[0] or type(error).__name__
-        reason = "an archive of another kind" if "weights_only" in reason else reason  # torch advises to switch it off
+        reason = reason.replace(
+            "Cannot use ``weights_only=True`` with ", "of another kind: "
+        )  # no advice to switch it off
         raise CheckpointError(
             f"{path}: truncated or not a PyTorch file ({reason})\n  Fetch it again and compare its SHA-256."
         ) from error
