@@ -51,6 +51,11 @@ def best_precision(device: torch.device) -> Precision:
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
+def autocast(kind: str, precision: Precision) -> torch.autocast:
+    """Return the context in which a network runs in a precision on a kind of device: ``cpu``, ``cuda`` or ``mps``."""
+    return torch.autocast(kind, DTYPES[precision], enabled=precision != "fp32")
+
+
 def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
     """Tell whether a build of torch holds code for a GPU.
 

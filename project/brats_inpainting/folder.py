@@ -122,7 +122,7 @@ class Run:
         try:
             return volume.prepare(cases.load(case), dilate=self.inpainter.sampling.dilate)
         except MemoryError as error:
-            raise _too_large(case.id) from error
+            raise _case_error(case.id, error) from error
 
     def _deliver(self, stack: Stack, target: Path, watch: Watch) -> None:
         scan = stack.scan
@@ -136,14 +136,8 @@ class Run:
                 for number, sample_XYZ in enumerate(self.inpainter.single_samples(stack), 1):
                     self._keep(f"sample-{number}", sample_XYZ, stack, target)
             digest = checkpoint.sha256(target)
-        except CaseError as error:
-            self._fail(scan.id, error, watch)
-            return
-        except MemoryError:
-            self._fail(scan.id, _too_large(scan.id), watch)
-            return
-        except OSError as error:  # somebody takes files away while we work
-            self._fail(scan.id, CaseError(f"{scan.id}: {error}\n  Run it again with --resume."), watch)
+        except (CaseError, MemoryError, OSError) as error:  # somebody may take files away while we work
+            self._fail(scan.id, _case_error(scan.id, error), watch)
             return
         changed_XYZ = result_XYZ != scan.loaded.image_XYZ
         seconds = stack.seconds + time.perf_counter() - started
@@ -179,8 +173,8 @@ class Run:
 
     def _forget(self, target: Path) -> None:
         """Remove what explained an earlier result of the same name."""
+        escaped = target.with_name(glob.escape(target.name))
         for what in ("std", "sample-*") if self.report_path else ():
-            escaped = target.with_name(glob.escape(target.name))
             for old in self.report_path.glob(named_after(escaped, what)):  # type: ignore[union-attr]
                 old.unlink()
 
@@ -198,9 +192,8 @@ class Run:
                 " a --report-path from the start on lets --resume compare them",
                 len(there),
             )
-            kept = {
-                "settings": "unknown, kept by --resume"
-            }  # without a hash: the page must not take them for this run's
+            # without a hash, so that the page does not take them for this run's
+            kept = {"settings": "unknown, kept by --resume"}
             self.reports = {self.jobs[target].id: {"output": target.name, **kept} for target in there}
         elif there and record:
             stored = _read_record(record)
@@ -241,8 +234,13 @@ class Run:
             log.warning("run.json cannot be written to %s (%s); the fills go on", self.report_path, error.strerror)
 
 
-def _too_large(case_id: str) -> CaseError:
-    return CaseError(f"{case_id}: not enough memory for it\n  Give the process more, or crop the scan.")
+def _case_error(case_id: str, error: CaseError | MemoryError | OSError) -> CaseError:
+    """Say in words why a case failed."""
+    if isinstance(error, CaseError):
+        return error
+    if isinstance(error, MemoryError):
+        return CaseError(f"{case_id}: not enough memory for it\n  Give the process more, or crop the scan.")
+    return CaseError(f"{case_id}: {error}\n  Run it again with --resume.")
 
 
 def _ahead(function: Callable[[Case], Scan], given: Iterable[Case]) -> Iterator[Future[Scan]]:

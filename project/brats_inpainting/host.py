@@ -1,9 +1,13 @@
-"""How a process shares its machine: threads that wait, and memory that is used again and again."""
+"""How a process shares its machine, and its threads what there is once: waiting, memory kept for reuse, warnings."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
@@ -13,7 +17,7 @@ def settle() -> None:
 
     Threads that wait spinning starve each other on a busy machine: with 1000 spins a fill there is 10 times faster, and
     on an idle machine 7 % slower. And glibc returns every large block to the system at once and gets the next one page
-    by page, zeroed: a pass of the paper's network, whose features take 100 MB a layer, is a tenth faster if it keeps
+    by page, zeroed: a pass of the paper's network, whose features take 100 MB a layer, is a seventh faster if it keeps
     them (docs/benchmarks.md). What is set in the environment already is left alone.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -29,6 +33,16 @@ def keep_memory() -> bool:
         return False
     limits = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**28}
     return all(mallopt(name, value) == 1 for name, value in limits.items())
+
+
+_muting = threading.Lock()
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Ignore warnings, in one thread at a time: Python has one list of what is ignored for all of them."""
+    with _muting, warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def cpus() -> int:

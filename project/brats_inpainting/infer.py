@@ -30,7 +30,7 @@ from brats_inpainting.config import (
 from brats_inpainting.data import cases, nifti, slices, volume
 from brats_inpainting.data.slices import Slice, Stack
 from brats_inpainting.data.volume import Scan
-from brats_inpainting.device import DTYPES, Precision, best_precision, choose_device
+from brats_inpainting.device import Precision, autocast, best_precision, choose_device
 from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.process import Denoiser, Prediction, Schedule
@@ -240,7 +240,7 @@ class Inpainter:
         return ((x0_S1HW[: len(batch)] - low) / (high - low)).float().cpu().numpy()
 
     def _network(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+        with autocast(self.device.type, self.precision):
             return self.weights.network(x_SCHW, t_S)
 
     def _on_device(self, tensor: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from brats_inpainting.data import nifti
 from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.evaluate import Exam, Row, record
+from brats_inpainting.host import muted
 from brats_inpainting.pictures import PLANES, Plane, white
 from brats_inpainting.tables import Grid, known_metrics
 
@@ -267,7 +267,7 @@ def _viewer(exam: Exam) -> str:
         nib.nifti1.Nifti1Image(np.asarray(v, np.float32), LPS)
         for v in (next(iter(exam.fills.values())), exam.scored_XYZ)
     )
-    with nifti.muted():  # numpy warns of nilearn
+    with muted():  # numpy warns of nilearn
         view = view_img(
             mask, bg_img=filled, threshold=0.5, opacity=0.3, resampling_interpolation="nearest", colorbar=False
         )

@@ -4,11 +4,11 @@ usage: python -m tests.reliability.memory paper|small SLICES
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
 from brats_inpainting import host
+from brats_inpainting.benchmark.subject import peak_bytes
 from brats_inpainting.config import BUNDLED_WEIGHTS, FRAME, UNetConfig
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
@@ -16,7 +16,7 @@ from brats_inpainting.diffusion.unet import UNet
 
 def peak():
     """Return the most memory that this process has had, in MB."""
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return peak_bytes("cpu") / 2**20
 
 
 @torch.inference_mode()

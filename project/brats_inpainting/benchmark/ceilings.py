@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from brats_inpainting.benchmark.subject import TIMESTEP, Subject, best
-from brats_inpainting.device import DTYPES, Precision
+from brats_inpainting.device import DTYPES, Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def convolutions(network: nn.Module, subject: Subject) -> tuple[int, list[Convol
 
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv1d | nn.Conv2d)]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter, subject.autocast():
+    running = autocast(subject.device, subject.precision)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter, running:
         network(subject.input_SCHW()[:1], torch.tensor([TIMESTEP], device=subject.device))
     for hook in hooks:
         hook.remove()

@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from brats_inpainting.benchmark import ceilings
 from brats_inpainting.benchmark.subject import TIMESTEP, Subject, median, peak_bytes
+from brats_inpainting.device import autocast
 from brats_inpainting.diffusion.process import Denoiser, Schedule
 
 SHARE = 0.05  # operators that take less are not named
@@ -36,7 +37,7 @@ def measure(subject: Subject) -> Pass:
     network, x_SCHW = subject.network(), subject.input_SCHW()
 
     def forward(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        with subject.autocast():
+        with autocast(subject.device, subject.precision):
             return network(x, t)
 
     denoise = Denoiser(forward, x_SCHW[:, :2], Schedule.of(subject.diffusion), subject.diffusion)

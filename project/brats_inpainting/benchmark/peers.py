@@ -22,9 +22,7 @@ from brats_inpainting.benchmark import subject as subjects
 from brats_inpainting.benchmark.reference import Reference
 from brats_inpainting.benchmark.subject import TIMESTEP, Subject, peak_bytes
 from brats_inpainting.config import UNetConfig
-from brats_inpainting.device import Precision
-
-Forward = Callable[[Tensor, Tensor], Tensor]
+from brats_inpainting.device import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,8 @@ def _prepare(name: str, subject: Subject) -> None:
 
 
 def _pass() -> Tensor:
-    with torch.inference_mode(), _here["subject"].autocast():
+    subject = _here["subject"]
+    with torch.inference_mode(), autocast(subject.device, subject.precision):
         return _here["network"](_here["x"], _here["t"])
 
 

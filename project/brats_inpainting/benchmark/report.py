@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from brats_inpainting import pictures
-from brats_inpainting.benchmark.case import Phases
+from brats_inpainting.benchmark.case import NETWORK, SAMPLER, Phases
 from brats_inpainting.benchmark.passes import Pass
 from brats_inpainting.benchmark.peers import Peer
 from brats_inpainting.benchmark.run import Results
@@ -19,7 +19,7 @@ from brats_inpainting.progress import duration
 from brats_inpainting.tables import Grid
 
 CASE_HEADER = ("in all", "not the network", "of 80 slices", "peak")
-PHASES = ("load", "prepare", "network", "sampler arithmetic", "undo", "save")
+PHASES = ("load", "prepare", NETWORK, SAMPLER, "undo", "save")
 
 
 def grids(results: Results) -> list[Grid]:

@@ -8,9 +8,10 @@ import platform
 import tempfile
 from collections.abc import Collection
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -50,7 +51,7 @@ class Results:
 def run(
     *,
     device: str = "auto",
-    precision: Precision | None = None,
+    precision: Precision | Literal["auto"] = "auto",
     networks: Collection[str] = NETWORKS,
     parts: Collection[str] = PARTS,
     rounds: int = 5,
@@ -60,7 +61,7 @@ def run(
 
     Args:
         device: as for ``infer``.
-        precision: of the network; the one that ``infer`` takes on this device if not given.
+        precision: of the network; ``auto`` is the one that ``infer`` takes on this device.
         networks: of ``NETWORKS``.
         parts: of ``PARTS``.
         rounds: how often the peers take turns.
@@ -71,26 +72,25 @@ def run(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines say nothing that a reader needs
     where = _device(device)
-    precision = precision or best_precision(torch.device(where))
-    results = Results(_machine(where, precision))
+    exact = best_precision(torch.device(where)) if precision == "auto" else precision
+    results = Results(_machine(where, exact))
     if "ceilings" in parts:
         log.info("what the machine can do")
-        for exact in ("fp32", "bf16"):
-            results.ceilings[exact] = apart(ceilings.matrix_product, exact, where)
+        results.ceilings |= {name: apart(ceilings.matrix_product, name, where) for name in ("fp32", "bf16")}
         results.ceilings["copy"] = apart(ceilings.copy, where)
     for network in networks:
+        subject = Subject.of(network, COMPARED_AT[where], where, exact)
         if "passes" in parts:
-            results.passes += _passes(network, where, precision)
+            results.passes += _passes(subject)
         if "peers" in parts:
             log.info("%s network, beside others, %d turns each", network, rounds)
-            subject = Subject.of(network, COMPARED_AT[where], where, precision)
             results.peers[network] = peers.compare(subject, rounds=rounds)
     if "cases" in parts:
         with tempfile.TemporaryDirectory() as folder:
             if not data_path:
                 data_path = Path(folder)
                 write_example(data_path)
-            _cases(results, data_path, where, precision, networks)
+            _cases(results, data_path, where, exact, networks)
     return results
 
 
@@ -103,17 +103,17 @@ def _device(name: str) -> str:
     return chosen
 
 
-def _passes(network: str, device: str, precision: Precision) -> list[Pass]:
+def _passes(subject: Subject) -> list[Pass]:
     """Measure a denoising step of ever larger batches, while there is memory and patience."""
     found: list[Pass] = []
     for batch in BATCHES:
         if found and 2 * found[-1].seconds > PATIENCE:
             break
-        log.info("%s network, a pass of %d", network, batch)
+        log.info("%s network, a pass of %d", subject.name, batch)
         try:
-            found.append(apart(passes.measure, Subject.of(network, batch, device, precision)))
+            found.append(apart(passes.measure, replace(subject, batch=batch)))
         except (BrokenProcessPool, RuntimeError) as error:  # killed for its memory, or refused it
-            log.warning("%s network, a pass of %d: %s", network, batch, error or "not enough memory")
+            log.warning("%s network, a pass of %d: %s", subject.name, batch, error or "not enough memory")
             break
     return found
 

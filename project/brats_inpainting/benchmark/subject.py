@@ -21,7 +21,7 @@ from torch import Tensor
 
 from brats_inpainting import host
 from brats_inpainting.config import BUNDLED_WEIGHTS, FRAME, DiffusionConfig, UNetConfig
-from brats_inpainting.device import DTYPES, Precision
+from brats_inpainting.device import Precision
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
 
@@ -63,10 +63,6 @@ class Subject:
         generator = torch.Generator().manual_seed(0)
         x_SCHW = torch.randn(self.batch, self.unet.in_channels, self.side, self.side, generator=generator)
         return x_SCHW.to(self.device, memory_format=torch.channels_last)
-
-    def autocast(self) -> torch.autocast:
-        """Return the context that the network runs in."""
-        return torch.autocast(self.device, DTYPES[self.precision], enabled=self.precision != "fp32")
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:

@@ -55,7 +55,7 @@ def benchmark(
         volume.make_writable(report_path)
     results = run.run(
         device=device,
-        precision=None if precision == "auto" else cast("Precision", precision.value),
+        precision=cast("Precision", precision.value),
         networks=network or run.NETWORKS,
         parts=part or run.PARTS,
         rounds=rounds,

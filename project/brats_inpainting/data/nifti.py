@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import threading
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -22,21 +19,12 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from brats_inpainting.errors import CaseError
+from brats_inpainting.host import muted
 
 MAX_VOXELS = 512**3
 MAX_OFFSET = 2**26  # bytes before the voxels: 64 MB of header extensions, more than any scanner or tool writes
 SLACK = 2**26  # bytes behind the voxels that are read to check them; nobody needs more
 DAMAGE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, WrapStructError)
-
-
-_muting = threading.Lock()
-
-
-@contextmanager
-def muted() -> Iterator[None]:
-    """Ignore warnings, in one thread at a time: Python has one list of what is ignored for all of them."""
-    with _muting, warnings.catch_warnings(action="ignore"):
-        yield
 
 
 def read(path: Path) -> Nifti1Image:

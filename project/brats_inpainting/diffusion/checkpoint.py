@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pickle
-import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor
 from brats_inpainting.config import DiffusionConfig, UNetConfig
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CheckpointError
+from brats_inpainting.host import muted
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     _refuse_compressed(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's advice is for programmers
+        with muted():  # torch's advice is for programmers
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = "not a PyTorch file" if "Unsupported operand" in str(error) else "holds more than tensors"
@@ -159,9 +159,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # damaged bytes can make torch's reader raise anything
         reason = str(error).partition(". ")[0] or type(error).__name__
-        reason = reason.replace(
-            "Cannot use ``weights_only=True`` with ", "of another kind: "
-        )  # no advice to switch it off
+        # torch advises to switch weights_only off
+        reason = reason.replace("Cannot use ``weights_only=True`` with ", "of another kind: ")
         raise CheckpointError(
             f"{path}: truncated or not a PyTorch file ({reason})\n  Fetch it again and compare its SHA-256."
         ) from error

@@ -31,7 +31,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class SiLU(nn.SiLU):
-    """SiLU that, where no gradient is wanted, overwrites its input: that saves a tenth of a pass's memory traffic."""
+    """SiLU that overwrites its input where no gradient is wanted: another block of memory is not needed."""
 
     def forward(self, x_SCHW: Tensor) -> Tensor:
         """Return x · sigmoid(x)."""
