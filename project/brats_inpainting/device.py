@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"no device named {name!r}\n  There are: auto, cpu, cuda, cuda:0 and so on, mps.") from error
     if device.type == "cpu":
-        log.info("on the CPU, as asked")
+        log.debug("on the CPU, as asked")
         return device
     if problem := _problem(device):
         unexpected = not auto or torch.cuda.device_count() > 0

@@ -30,6 +30,7 @@ from brats_inpainting.progress import Watch, duration
 
 log = logging.getLogger(__name__)
 
+RECORD_SHARE = 20  # run.json, which grows with the run, is written for a twentieth of the time at most
 Existing = Literal["error", "overwrite", "resume"]
 
 
@@ -47,8 +48,10 @@ class Run:
     keep_dtype: bool = False
     report_path: Path | None = None
     quiet: bool = False
+    threads: int = field(default_factory=torch.get_num_threads)
     failed: dict[str, str] = field(default_factory=dict)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _recorded: float = field(default=0.0, init=False)  # when run.json may be written again
 
     def start(self, existing: Existing) -> None:
         """Make the folders, drop what a killed run left behind, and settle what happens to existing outputs.
@@ -74,7 +77,6 @@ class Run:
 
     def go(self) -> None:
         """Fill all cases; a case that fails is noted in ``failed`` and never stops the others."""
-        keep = self.report_path is not None and self.inpainter.sampling.samples > 1
         by_id = {case.id: target for target, case in self.jobs.items()}
         with Watch(len(self.jobs), quiet=self.quiet) as watch, ThreadPoolExecutor(1) as writer:
             under_way: deque[Future[None]] = deque()
@@ -86,11 +88,44 @@ class Run:
                 under_way.append(writer.submit(self._deliver, stack, by_id[stack.scan.id], watch))
 
             scans = self._scans(watch, deliver)
-            for stack in self.inpainter.fill(scans, seed=self.seed, keep=keep, on_pass=watch.advance):
+            for stack in self.inpainter.fill(scans, seed=self.seed, keep=self._keeping, on_pass=watch.advance):
                 deliver(stack)
             for last in under_way:
                 last.result()
-        self._write_report()
+        self.record()
+
+    def fill(self, case: Case, target: Path) -> dict[str, Any]:
+        """Fill one case, and nothing beside it; return what is to be noted about it.
+
+        Raises:
+            CaseError: when it cannot be done.
+        """
+        scan = self._prepare(case)
+        filled = self.inpainter.fill([scan], seed=self.seed, keep=self._keeping)
+        return self._write(next(filled, Stack(scan, self.inpainter.sampling.samples)), target)
+
+    def finished(self, case_id: str, target: Path, report: dict[str, Any], watch: Watch) -> None:
+        """Tell about a finished case, and write it down."""
+        self.reports[case_id] = report
+        if time.monotonic() > self._recorded:
+            self.record()
+        watch.close()
+        log.info(
+            "%s: %d slices in %s, %s voxels changed inside the %smask, %s outside, written to %s",
+            case_id,
+            report["slices"],
+            duration(report["seconds"]),
+            f"{report['voxels_changed_inside']:,}",
+            "grown " if self.inpainter.sampling.dilate else "",
+            f"{report['voxels_changed_outside']:,}",
+            target,
+        )
+
+    def fail(self, case_id: str, error: CaseError, watch: Watch) -> None:
+        """Keep the reason why a case failed for the end of the run."""
+        self.failed[case_id] = str(error)
+        watch.close()
+        log.warning("%s: failed, the reason stands at the end", case_id)
 
     def settings(self) -> dict[str, Any]:
         """Return everything that the outputs depend on."""
@@ -103,13 +138,17 @@ class Run:
             "keep_dtype": self.keep_dtype,
         }
 
+    @property
+    def _keeping(self) -> bool:
+        return self.report_path is not None and self.inpainter.sampling.samples > 1
+
     def _scans(self, watch: Watch, deliver: Callable[[Stack], None]) -> Iterator[Scan]:
         sampling = self.inpainter.sampling
         for case, prepared in zip(self.jobs.values(), _ahead(self._prepare, self.jobs.values()), strict=True):
             try:
                 scan = prepared.result()
             except CaseError as error:
-                self._fail(case.id, error, watch)
+                self.fail(case.id, error, watch)
                 continue
             todo = len(slices.masked(scan.mask_HWS))
             watch.open(todo * sampling.samples * sampling.passes)
@@ -125,6 +164,15 @@ class Run:
             raise _case_error(case.id, error) from error
 
     def _deliver(self, stack: Stack, target: Path, watch: Watch) -> None:
+        try:
+            report = self._write(stack, target)
+        except CaseError as error:
+            self.fail(stack.scan.id, error, watch)
+        else:
+            self.finished(stack.scan.id, target, report, watch)
+
+    def _write(self, stack: Stack, target: Path) -> dict[str, Any]:
+        """Finish a scan and write it, and whatever explains it; return what is to be noted."""
         scan = stack.scan
         started = time.perf_counter()
         try:
@@ -137,11 +185,9 @@ class Run:
                     self._keep(f"sample-{number}", sample_XYZ, stack, target)
             digest = checkpoint.sha256(target)
         except (CaseError, MemoryError, OSError) as error:  # somebody may take files away while we work
-            self._fail(scan.id, _case_error(scan.id, error), watch)
-            return
+            raise _case_error(scan.id, error) from error
         changed_XYZ = result_XYZ != scan.loaded.image_XYZ
-        seconds = stack.seconds + time.perf_counter() - started
-        report = {
+        return {
             "output": target.name,
             "sha256": digest,
             "slices": len(slices.masked(scan.mask_HWS)),
@@ -149,22 +195,9 @@ class Run:
             "voxels_in_grown_mask": int(scan.mask_XYZ.sum()),
             "voxels_changed_inside": int(np.count_nonzero(changed_XYZ & scan.mask_XYZ)),
             "voxels_changed_outside": int(np.count_nonzero(changed_XYZ & ~scan.mask_XYZ)),
-            "seconds": round(seconds, 2),
+            "seconds": round(stack.seconds + time.perf_counter() - started, 2),
             "warnings": scan.loaded.warnings,
         }
-        self.reports[scan.id] = report
-        self._write_report()
-        watch.close()
-        log.info(
-            "%s: %d slices in %s, %s voxels changed inside the %smask, %s outside, written to %s",
-            scan.id,
-            report["slices"],
-            duration(seconds),
-            f"{report['voxels_changed_inside']:,}",
-            "grown " if self.inpainter.sampling.dilate else "",
-            f"{report['voxels_changed_outside']:,}",
-            target,
-        )
 
     def _keep(self, what: str, volume_XYZ: np.ndarray, stack: Stack, target: Path) -> None:
         """Write a volume that explains a result, named after it, beside the report."""
@@ -177,11 +210,6 @@ class Run:
         for what in ("std", "sample-*") if self.report_path else ():
             for old in self.report_path.glob(named_after(escaped, what)):  # type: ignore[union-attr]
                 old.unlink()
-
-    def _fail(self, case_id: str, error: CaseError, watch: Watch) -> None:
-        self.failed[case_id] = str(error)
-        watch.close()
-        log.warning("%s: failed, the reason stands at the end", case_id)
 
     def _resume(self, there: list[Path]) -> None:
         """Leave out what is finished: every output, or, where a run.json tells, those it lists."""
@@ -212,17 +240,18 @@ class Run:
         self.jobs = {target: case for target, case in self.jobs.items() if target not in there}
         log.info("%d finished cases kept, %d to do", len(there), len(self.jobs))
 
-    def _write_report(self) -> None:
+    def record(self) -> None:
         """Write run.json: settings, versions and what became of every case, so that the run can be repeated."""
         if not self.report_path:
             return
+        started = time.monotonic()
         packages = ("brats-inpainting", "torch", "numpy", "nibabel", "scipy")
         content = {
             "settings": self.settings(),
             "weights": str(self.inpainter.weights),
             "device": str(self.inpainter.device),
             "batch_size": self.inpainter.batch_size,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
             "cases": self.reports,
             "failed": dict(self.failed),  # the reader may add to it meanwhile
@@ -232,6 +261,8 @@ class Run:
                 hidden.write_text(json.dumps(content, indent=2) + "\n")
         except OSError as error:
             log.warning("run.json cannot be written to %s (%s); the fills go on", self.report_path, error.strerror)
+        ended = time.monotonic()
+        self._recorded = ended + RECORD_SHARE * (ended - started)
 
 
 def _case_error(case_id: str, error: CaseError | MemoryError | OSError) -> CaseError:

@@ -73,6 +73,7 @@ class Inpainter:
         preset: str = DEFAULT_PRESET,
         device: str = "auto",
         batch_size: int | None = None,
+        at_most: int | None = None,
         precision: Precision | Literal["auto"] = "auto",
         unet: UNetConfig | None = None,
         diffusion: DiffusionConfig | None = None,
@@ -85,6 +86,7 @@ class Inpainter:
             preset: a name in ``config.PRESETS``.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
             batch_size: slices per network pass; chosen by the device if not given.
+            at_most: the most that may be chosen.
             precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, the shorter one that a GPU is made for.
             unet: the architecture of a weights file that stores none, if the shapes in it do not tell enough.
             diffusion: what the numbers of such a file mean, if not what the paper's do.
@@ -102,7 +104,7 @@ class Inpainter:
                 f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
                 f"  Give one of 3 channels (b, m, x_t) whose factor divides {FRAME_MULTIPLE} and its window."
             )
-        most = BATCH[where.type]
+        most = min(BATCH[where.type], at_most or BATCH[where.type])
         size = batch_size or (memory.plan(unet, most) if where.type == "cpu" else most)
         return cls(loaded, how, where, size, best_precision(where) if precision == "auto" else precision)
 

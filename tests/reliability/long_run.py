@@ -32,8 +32,8 @@ class Watched(Run):
         super()._deliver(*args)
         self.note()
 
-    def _fail(self, *args):
-        super()._fail(*args)
+    def fail(self, *args):
+        super().fail(*args)
         self.note()
 
     def note(self):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from brats_inpainting.cli import pages
 from brats_inpainting.cli.app import (
@@ -27,7 +29,7 @@ from brats_inpainting.errors import CaseError, ConfigError
 
 if TYPE_CHECKING:
     from brats_inpainting.data.cases import Case
-    from brats_inpainting.device import Precision
+    from brats_inpainting.folder import Run
 
 PRESET_NAMES = ", ".join(PRESETS)
 SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
@@ -74,6 +76,9 @@ def infer(
         Path | None, option("report-path", "Folder for report.html, run.json, single samples and uncertainty maps.")
     ] = None,
     no_images: NoImages = False,
+    cluster: Annotated[
+        str | None, option("cluster", "Share the cases out: local[:N], tcp://host:port, or a Dask scheduler's file.")
+    ] = None,
 ) -> None:
     """Fill the masked part of every case."""
     if not any((data_path, output_path, image, mask, output)) and (
@@ -99,18 +104,18 @@ def infer(
     from brats_inpainting.folder import Run
     from brats_inpainting.infer import Inpainter
 
-    inpainter = Inpainter.load(
-        weights or (additional_files_path and checkpoint.find(additional_files_path)),
-        preset=preset or said.preset or DEFAULT_PRESET,
-        device=device or said.device or "auto",
-        batch_size=_whole_number(batch_size),
-        precision=cast("Precision", precision.value),
-        unet=said.unet,
-        diffusion=said.diffusion,
+    loading: dict[str, Any] = {
+        "weights": weights or (additional_files_path and checkpoint.find(additional_files_path)),
+        "preset": preset or said.preset or DEFAULT_PRESET,
+        "device": device or said.device or "auto",
+        "batch_size": _whole_number(batch_size),
+        "at_most": said.batch_size,
+        "precision": precision.value,
+        "unet": said.unet,
+        "diffusion": said.diffusion,
         **said.sampling | {name: value for name, value in flags.items() if value is not None},
-    )
-    if said.batch_size and batch_size == "auto":
-        inpainter.batch_size = min(inpainter.batch_size, said.batch_size)
+    }
+    inpainter = Inpainter.load(**loading | ({"device": "cpu"} if cluster else {}))
     run = Run(
         inpainter,
         jobs,
@@ -119,13 +124,14 @@ def infer(
         report_path=report_path,
         quiet=quiet(),
     )
-    run.start("resume" if resume else "overwrite" if overwrite else "error")
-    how = inpainter.sampling
-    log.info("weights %s", inpainter.weights)
-    log.info("%d steps of %s, %d sample(s), seed %d", how.steps, how.sampler, how.samples, run.seed)
-    log.info("%d slices at a time, in %s", inpainter.batch_size, inpainter.precision)
-    log.debug("%s", how)
-    run.go()
+    with _crew(cluster, run, loading) as fill:
+        run.start("resume" if resume else "overwrite" if overwrite else "error")
+        how = inpainter.sampling
+        log.info("weights %s", inpainter.weights)
+        log.info("%d steps of %s, %d sample(s), seed %d", how.steps, how.sampler, how.samples, run.seed)
+        log.info("%d slices at a time, in %s", inpainter.batch_size, inpainter.precision)
+        log.debug("%s", how)
+        fill()
     log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
     if report_path:
         pages.of_run({case: {"filled": path} for path, case in jobs.items()}, report_path, run.failed, not no_images)
@@ -159,6 +165,15 @@ def example(
     from brats_inpainting.data.example import write_example
 
     out.print(f"written: {write_example(output_path, seed=seed)}")
+
+
+def _crew(where: str | None, run: Run, loading: dict[str, Any]) -> AbstractContextManager[Callable[[], None]]:
+    """Return what fills the cases of a run: this process, or the workers of a cluster."""
+    if not where:
+        return nullcontext(run.go)
+    from brats_inpainting import cluster
+
+    return cluster.crew(where, run, loading)
 
 
 def _jobs(

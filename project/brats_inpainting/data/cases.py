@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,8 @@ def find(folder: Path) -> list[Case]:
         )
     complete = {parent for (parent, _), found in files.items() if len(found) == 2} - {folder}
     files = {key: found for key, found in files.items() if len(found) == 2 or key[0] not in complete}
-    ids = [case_id for _, case_id in files]
-    if twice := sorted({case_id for case_id in ids if ids.count(case_id) > 1}):
+    counted = Counter(case_id for _, case_id in files)
+    if twice := sorted(case_id for case_id, times in counted.items() if times > 1):
         raise ConfigError(f"{folder}: {twice[0]} is there twice, and both would be written to one file\n  Rename one.")
     return [
         Case(
