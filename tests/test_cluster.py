@@ -1,0 +1,235 @@
+"""The same work on a Dask cluster: the same bytes, and nothing is lost when a worker, scheduler or client dies."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import distributed
+import pytest
+
+from brats_inpainting import cluster
+from brats_inpainting.errors import ConfigError
+
+from .conftest import inpainter, write_case
+
+SHAPE = (48, 48, 8)
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+LONG = ("--sampler", "ddim", "--steps", "100")  # long enough to kill something in the middle
+
+
+def command(data, root, name, *args):
+    """The command that fills cases into a folder of some name."""
+    places = {"data-path": data, "output-path": root / name, "report-path": root / f"{name}-report"}
+    given = [word for key, path in places.items() for word in (f"--{key}", str(path))]
+    weights = ("--weights", str(root / "tiny.safetensors"))
+    return [sys.executable, "-m", "brats_inpainting", "infer", "--no-images", *given, *weights, *args]
+
+
+def infer(*args):
+    told = subprocess.run(command(*args), capture_output=True, text=True, timeout=200, check=False, env=ONE_THREAD)
+    return told.returncode, told.stderr
+
+
+def filled(folder):
+    """Every file of an output folder with its bytes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def wait_for(what, seconds=200):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+@contextmanager
+def hpc(root, workers=2, **environment):
+    """A scheduler and its workers, as a computing centre starts them: processes that know a file."""
+    file = root / "scheduler.json"
+    file.unlink(missing_ok=True)
+
+    settings = os.environ | {f"DASK_DISTRIBUTED__{name}": value for name, value in environment.items()}
+
+    def start(what, *args):
+        words = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--scheduler-file", str(file), *args]
+        with (root / f"{what}.log").open("a") as log:
+            return subprocess.Popen(words, stdout=log, stderr=log, env=settings, start_new_session=True)
+
+    here = ("--host", cluster.LOOPBACK)
+    processes = [start("scheduler", *here, "--port", "0", "--no-dashboard")]
+    wait_for(file.exists)
+    processes += [start("worker", *here, "--nthreads", "1", "--no-dashboard") for _ in range(workers)]
+    try:
+        with distributed.Client(scheduler_file=str(file)) as client:
+            client.wait_for_workers(workers, timeout=60)
+        yield file, processes
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def running(*args):
+    """A run that goes on while it is being disturbed."""
+    with subprocess.Popen(command(*args), stderr=subprocess.PIPE, text=True) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
+def pids(file):
+    with distributed.Client(scheduler_file=str(file)) as client:
+        return list(client.run(os.getpid).values())
+
+
+@pytest.fixture
+def root(tmp_path, tiny_weights):
+    for number in range(6):
+        write_case(tmp_path / "data", f"case-{number}", shape=SHAPE, seed=number)
+    (tmp_path / "tiny.safetensors").symlink_to(tiny_weights)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_two_and_four_workers_write_the_bytes_of_one_process_and_a_bad_case_harms_none(root):
+    (root / "data" / "case-3" / "case-3-mask.nii.gz").write_bytes(b"no scan")
+    assert infer(root / "data", root, "one", "--samples", "2")[0] == 3
+    for workers in (2, 4):
+        code, told = infer(root / "data", root, f"of{workers}", "--samples", "2", "--cluster", f"local:{workers}")
+        assert code == 3, told
+        assert f"{workers} worker(s) have loaded the network" in told
+        assert "tcp://127.0.0.1:" in told
+        assert "dashboard at http://127.0.0.1:" in told
+        assert "1 failed:\ncase-3: cannot be read" in told
+        assert filled(root / f"of{workers}") == filled(root / "one")
+        assert len(filled(root / "one")) == 5
+        record, alone = (
+            json.loads((root / f"{name}-report" / "run.json").read_text()) for name in (f"of{workers}", "one")
+        )
+        for report in (record, alone):
+            report["cases"] = {name: noted | {"seconds": 0} for name, noted in sorted(report["cases"].items())}
+        assert record == alone
+        for path in (root / "one-report").glob("*.nii.gz"):
+            assert path.read_bytes() == (root / f"of{workers}-report" / path.name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_loses_no_case_and_none_is_written_twice(root):
+    assert infer(root / "data", root, "one", *LONG)[0] == 0
+    with hpc(root) as (file, _):
+        doomed, _ = pids(file)
+        seen = set()
+
+        def look():
+            seen.update((path.name, path.stat().st_ino) for path in (root / "many").glob("case*"))
+            return seen
+
+        with running(root / "data", root, "many", *LONG, "--cluster", str(file)) as run:
+            wait_for(look)
+            os.kill(doomed, signal.SIGKILL)
+            wait_for(lambda: look() and run.poll() is not None)
+            assert run.returncode == 0, run.stderr.read()
+        assert doomed not in pids(file)
+    assert filled(root / "many") == filled(root / "one")
+    assert len(seen) == 6
+
+
+@pytest.mark.slow
+def test_a_case_that_kills_its_workers_fails_alone(root):
+    with (
+        hpc(root, workers=1, SCHEDULER__ALLOWED_FAILURES="0") as (file, _),
+        running(root / "data", root, "many", *LONG, "--cluster", str(file)) as run,
+    ):
+        wait_for(lambda: list((root / "many").glob("case*")))
+        os.kill(pids(file)[0], signal.SIGKILL)
+        told = run.communicate(timeout=200)[1]
+    assert run.returncode == 3, told
+    assert re.search(r"1 failed:\ncase-\d: workers died of it, the last at .*\n  Give the workers more memory", told)
+    assert len(filled(root / "many")) == 5
+
+
+@pytest.mark.slow
+def test_when_the_scheduler_dies_resume_completes_the_run_on_another(root):
+    assert infer(root / "data", root, "one", *LONG)[0] == 0
+    with hpc(root) as (file, processes):
+        with running(root / "data", root, "many", *LONG, "--cluster", str(file)) as run:
+            wait_for(lambda: len(list((root / "many").glob("case*"))) > 1)
+            processes[0].kill()
+            told = run.communicate(timeout=200)[1]
+        assert run.returncode == 2, told
+        assert "--resume" in told.splitlines()[-1]
+        assert "Traceback" not in told
+    before = {path: path.stat().st_mtime_ns for path in (root / "many").glob("case*")}
+    assert 0 < len(before) < 6
+    recorded = json.loads((root / "many-report" / "run.json").read_text())["cases"]
+    with hpc(root) as (file, _):
+        code, told = infer(root / "data", root, "many", *LONG, "--cluster", str(file), "--resume")
+    assert code == 0, told
+    assert f"{len(recorded)} finished cases kept" in told
+    assert filled(root / "many") == filled(root / "one")
+    for path, when in before.items():
+        assert (path.stat().st_mtime_ns == when) == (path.name.removesuffix("-t1n-inference.nii.gz") in recorded)
+
+
+@pytest.mark.slow
+def test_a_client_that_was_killed_can_be_started_again_on_the_same_workers(root):
+    with hpc(root) as (file, _):
+        with running(root / "data", root, "many", *LONG, "--cluster", str(file)):
+            wait_for(lambda: list((root / "many").glob("case*")))
+        code, told = infer(root / "data", root, "many", *LONG, "--cluster", str(file), "--resume")
+    assert code == 0, told
+    assert sorted(filled(root / "many")) == [f"case-{n}-t1n-inference.nii.gz" for n in range(6)]
+    assert infer(root / "data", root, "one", *LONG)[0] == 0
+    assert filled(root / "many") == filled(root / "one")
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("local:0", "--cluster local:0: no such file\n  Say local, local:4,"),
+        ("absent.json", "--cluster absent.json: no such file"),
+        ("nonsense://here", "--cluster nonsense://here: no scheduler answers"),
+    ],
+)
+def test_a_cluster_that_does_not_exist_is_told_with_what_to_say(root, where, said):
+    code, told = infer(root / "data", root, "out", "--cluster", where)
+    assert (code, told.partition(said)[1]) == (2, said), told
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A client whose one worker is a thread of this process."""
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        yield client
+
+
+@pytest.fixture
+def loader(root, tiny_weights):
+    alone = inpainter()
+    return cluster.Loader(
+        "this run", alone.weights.sha256, {"weights": tiny_weights, "batch_size": 2}, [root / "data"], []
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": "0.0"}, "has brats-inpainting .*, not 0.0\n  Install"),
+        ({"sha256": "0" * 64}, "has another file by this name\n  Share"),
+        ({"folders": ["absent"]}, "absent: worker .* does not see it\n  Use a folder that all machines share"),
+    ],
+)
+def test_a_worker_that_cannot_do_the_work_refuses_it(client, loader, tmp_path, change, said):
+    if "folders" in change:
+        change = {"folders": [tmp_path / "absent"]}
+    with pytest.raises(ConfigError, match=said):
+        client.register_plugin(dataclasses.replace(loader, **change))
