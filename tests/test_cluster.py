@@ -135,6 +135,7 @@ def test_a_worker_killed_in_the_middle_loses_no_case_and_none_is_written_twice(r
 
         with running(root / "data", root, "many", *LONG, "--cluster", str(file)) as run:
             wait_for(look)
+            time.sleep(0.2)  # whoever has just written has told so, and is in the middle of the next
             os.kill(doomed, signal.SIGKILL)
             wait_for(lambda: look() and run.poll() is not None)
             assert run.returncode == 0, run.stderr.read()

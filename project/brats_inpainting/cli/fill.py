@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from brats_inpainting.cli import pages
 from brats_inpainting.cli.app import (
-    DataPath,
     NoImages,
     OutputPath,
     PrecisionName,
@@ -34,16 +33,21 @@ if TYPE_CHECKING:
 PRESET_NAMES = ", ".join(PRESETS)
 SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
 NoiseMode = StrEnum("NoiseMode", ["independent", "shared", "slerp"])
+CASES = "Folder with one sub-folder per case, or a BIDS dataset."
+Participants = Annotated[
+    list[str] | None,
+    option("participant-label", "Fill only this participant of a BIDS dataset; repeat, or use commas."),
+]
 
 
 @app.command()
 def infer(
-    data_path: Annotated[
-        Path | None, option("data-path", "Folder with one sub-folder per case.", "--input-dir")
-    ] = None,
+    data_path: Annotated[Path | None, option("data-path", CASES, "--input-dir")] = None,
     output_path: Annotated[
-        Path | None, option("output-path", "Folder that receives {id}-t1n-inference.nii.gz.", "--output-dir")
+        Path | None,
+        option("output-path", "Folder that receives {id}-t1n-inference.nii.gz, or a BIDS derivative.", "--output-dir"),
     ] = None,
+    participant_label: Participants = None,
     image: Annotated[Path | None, option("image", "A single T1, instead of --data-path.")] = None,
     mask: Annotated[Path | None, option("mask", "Its mask.")] = None,
     output: Annotated[Path | None, option("output", "The file to write for --image and --mask.")] = None,
@@ -85,7 +89,7 @@ def infer(
         folders := os.environ.get("BRATS_INPAINTING_FOLDERS")
     ):
         data_path, output_path = map(Path, folders.split(":"))  # the container's /input and /output
-    jobs = _jobs(data_path, output_path, image, mask, output)
+    jobs = _jobs(data_path, output_path, image, mask, output, participants=participant_label or [])
     pages.keep_apart(report_path, output_path)
     from brats_inpainting import parameters
 
@@ -100,6 +104,7 @@ def infer(
         "smoothing": smoothing,
         "dilate": dilate,
     }
+    from brats_inpainting.data import bids, cases
     from brats_inpainting.diffusion import checkpoint
     from brats_inpainting.folder import Run
     from brats_inpainting.infer import Inpainter
@@ -133,18 +138,23 @@ def infer(
         log.debug("%s", how)
         fill()
     log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
+    if data_path and output_path and cases.is_bids(data_path):
+        run.failed |= bids.describe(jobs, data_path, output_path)
     if report_path:
         pages.of_run({case: {"filled": path} for path, case in jobs.items()}, report_path, run.failed, not no_images)
     finish(run.failed)
 
 
 @app.command()
-def check(data_path: DataPath) -> None:
+def check(
+    data_path: Annotated[Path, option("data-path", CASES)],
+    participant_label: Participants = None,
+) -> None:
     """List every problem of every case at once, without loading the network."""
     from brats_inpainting.data import cases
 
     failed: dict[str, str] = {}
-    found = cases.find(data_path)
+    found = _found(data_path, participant_label or [])
     for case in found:
         try:
             loaded = cases.load(case)
@@ -177,23 +187,43 @@ def _crew(where: str | None, run: Run, loading: dict[str, Any]) -> AbstractConte
 
 
 def _jobs(
-    data_path: Path | None, output_path: Path | None, image: Path | None, mask: Path | None, output: Path | None
+    data_path: Path | None,
+    output_path: Path | None,
+    image: Path | None,
+    mask: Path | None,
+    output: Path | None,
+    *,
+    participants: list[str],
 ) -> dict[Path, Case]:
     """Return what is to be filled and where each result goes."""
-    from brats_inpainting.data import cases
+    from brats_inpainting.data import bids, cases
 
     single = {"--image": image, "--mask": mask, "--output": output}
     many = {"--data-path": data_path, "--output-path": output_path}
-    for ours, others in ((single, many), (many, single)):
+    for ours, others in ((single, many | {"--participant-label": participants}), (many, single)):
         if any(ours.values()) and (missing := [name for name, value in ours.items() if not value]):
             raise ConfigError(f"{' and '.join(missing)} missing\n  {', '.join(ours)} belong together.")
         if all(ours.values()) and any(others.values()):
             raise ConfigError("a single pair and a folder exclude each other\n  Run the command twice.")
     if data_path and output_path:
-        return {output_path / cases.output_name(case.id): case for case in cases.find(data_path)}
+        found = _found(data_path, participants)
+        if cases.is_bids(data_path):
+            return bids.jobs(found, data_path, output_path)
+        return {output_path / cases.output_name(case.id): case for case in found}
     if not (image and mask and output):
         raise ConfigError("nothing to fill\n  Give --data-path and --output-path, or --image, --mask and --output.")
     return _pair(image, mask, output)
+
+
+def _found(data_path: Path, participants: list[str]) -> list[Case]:
+    """Find the cases of a BIDS dataset, or of a folder of cases, where there are no participants to choose."""
+    from brats_inpainting.data import bids, cases
+
+    if cases.is_bids(data_path):
+        return bids.find(data_path, participants)
+    if participants:
+        raise ConfigError(f"{data_path}: no BIDS dataset, which --participant-label goes with\n  Leave it out.")
+    return cases.find(data_path)
 
 
 def _pair(image: Path, mask: Path, output: Path) -> dict[Path, Case]:

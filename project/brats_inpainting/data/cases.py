@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 AFFINE_TOLERANCE = 1e-3
 MAX_BRAIN_ML = 2300  # more foreground than this is a head, not a brain
 MAX_NAME = 255  # bytes, on all common file systems
+BIDS = "dataset_description.json"  # where this lies, there is a BIDS dataset, raw or derivative
 FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -62,6 +63,11 @@ def output_name(case_id: str) -> str:
     return f"{case_id}-t1n-inference.nii.gz"
 
 
+def is_bids(folder: Path) -> bool:
+    """Tell whether a folder is a BIDS dataset, which ``bids.find`` reads."""
+    return os.access(folder / BIDS, os.F_OK)
+
+
 def find(folder: Path) -> list[Case]:
     """List the cases of a folder: one sub-folder each, ``{id}/{id}-t1n-voided.nii.gz`` and ``{id}-mask.nii.gz``.
 
@@ -75,6 +81,8 @@ def find(folder: Path) -> list[Case]:
     Raises:
         ConfigError: when the folder does not exist or cannot be read, holds no case at all, or one id twice.
     """
+    if is_bids(folder):
+        raise ConfigError(f"{folder}: a BIDS dataset, which only infer and check read\n  Give a folder of cases.")
     try:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder\n  Give the folder that holds one sub-folder per case.")
