@@ -166,6 +166,7 @@ class TrainConfig(Settings):
     max_steps: PositiveInt = 2_850_000
     batch_size: PositiveInt = 8
     accumulate: PositiveInt = 1
+    optimiser: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(default=1e-4, gt=0)
     warmup: PositiveInt = 1
     decay: PositiveInt = 1

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from brats_inpainting import optimiser
 from brats_inpainting.config import DiffusionConfig, TrainConfig
 from brats_inpainting.data.volume import make_writable, whole_or_not_at_all
 from brats_inpainting.diffusion import checkpoint
@@ -46,20 +47,30 @@ class State:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    origin: str = ""
     best: float = float("-inf")
     folder: Path = Path()
     stored: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, config: TrainConfig, *, fold: int, data: str) -> State:
-        """Build everything from the recipe; ``data`` is the hash of the inputs."""
+    def start(cls, config: TrainConfig, *, fold: int, data: str, initial: Path | None = None) -> State:
+        """Build everything from the recipe; ``data`` is the hash of the inputs, ``initial`` holds first weights.
+
+        Raises:
+            ConfigError: when those weights are of another network, or mean something else.
+        """
         torch.manual_seed(config.seed)
         network = UNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        origin = ""
+        if initial:
+            given = checkpoint.load(initial)
+            if given.network.config != config.unet or given.diffusion != config.diffusion:
+                raise ConfigError(f"{initial}: of another network or diffusion than the recipe's\n  Make them equal.")
+            network.load_state_dict(given.network.state_dict())
+            origin = given.sha256
         network.checkpointing = config.checkpointing
         averages = [AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(rate)) for rate in config.ema]
-        return cls(
-            config, fold, data, network, averages, torch.optim.AdamW(network.parameters(), config.lr, weight_decay=0)
-        )
+        return cls(config, fold, data, network, averages, optimiser.choose(network, config), origin=origin)
 
     @property
     def weights_path(self) -> Path:
@@ -104,7 +115,7 @@ class State:
         if scaler:
             scaler.load_state_dict(self.stored["scaler"])
         self.step, self.epoch, self.batch = (self.stored[name] for name in ("step", "epoch", "batch"))
-        self.best = self.stored["best"]
+        self.best, self.origin = self.stored["best"], self.stored.get("origin", "")
         log.info("resumed at step %d", self.step)
         self.stored = {}
 
@@ -134,6 +145,7 @@ class State:
             "optimiser": self.optimiser.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
             "best": self.best,
+            "origin": self.origin,
             "config": self.config.model_dump_json(),
             "versions": {name: version(name) for name in ("brats-inpainting", "torch")},
         } | {name: getattr(self, name) for name in ("step", "epoch", "batch", "fold", "data")}
@@ -153,11 +165,15 @@ class State:
 
     def _write_weights(self) -> None:
         with whole_or_not_at_all(self.weights_path) as hidden:
-            export(self.averages[0].module.state_dict(), self.config, self.step, hidden)
+            export(self.averages[0].module.state_dict(), self.config, self.step, hidden, origin=self.origin)
 
     def _check(self, path: Path) -> None:
         ours = self.config.model_dump(mode="json") | {"fold": self.fold, "data": self.data}
-        theirs = json.loads(self.stored["config"]) | {name: self.stored[name] for name in ("fold", "data")}
+        theirs = (
+            {"optimiser": "adamw"}
+            | json.loads(self.stored["config"])
+            | {name: self.stored[name] for name in ("fold", "data")}
+        )
         if differing := sorted(name for name in ours if name not in FREE and ours[name] != theirs.get(name)):
             raise ConfigError(
                 f"{path}: the run there has another {', '.join(differing)}\n"
@@ -165,9 +181,10 @@ class State:
             )
 
 
-def export(weights: dict[str, torch.Tensor], config: TrainConfig, step: int, path: Path) -> None:
-    """Write weights for inference, with the recipe and the step in the metadata."""
+def export(weights: dict[str, torch.Tensor], config: TrainConfig, step: int, path: Path, *, origin: str = "") -> None:
+    """Write weights for inference, with the recipe, the step and the SHA-256 of the first weights in the metadata."""
     notes = {"training": config.model_dump(mode="json", exclude={"unet", "diffusion"}), "step": step}
+    notes |= {"initial_weights": origin} if origin else {}
     checkpoint.save(path, weights, unet=config.unet, diffusion=config.diffusion, ema=True, notes=notes)
 
 
@@ -195,7 +212,7 @@ def export_state(path: Path, folder: Path) -> list[Path]:
     if config.diffusion != DiffusionConfig():
         log.warning("a .pt has no room for %s: infer needs the .safetensors", config.diffusion)
     ours = folder / f"weights-{step:06d}.safetensors"
-    export(averages[0], config, step, ours)
+    export(averages[0], config, step, ours, origin=stored.get("origin", ""))
     written = {folder / f"savedmodel{step:06d}.pt": stored["network"]}
     for rate, weights in zip(config.ema, averages, strict=True):
         written[folder / f"emasavedmodel_{rate}_{step:06d}.pt"] = weights

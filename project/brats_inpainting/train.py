@@ -46,6 +46,7 @@ def train(
     resume: bool = False,
     cache_path: Path | None = None,
     validation_path: Path | None = None,
+    initial_weights: Path | None = None,
     minutes: float | None = None,
 ) -> Path:
     """Train until ``config.max_steps``.
@@ -61,6 +62,7 @@ def train(
         resume: go on from the last state in ``output_path``, bit for bit as if nothing had happened.
         cache_path: folder of the prepared slices; inside ``output_path`` if not given.
         validation_path: complete cases that validate, instead of a fold's; then all of ``data_path`` trains.
+        initial_weights: a weights file to begin with, of the recipe's network and diffusion; else at random.
         minutes: stop earlier, with the state written, when so many have passed.
 
     Returns:
@@ -74,7 +76,7 @@ def train(
     accelerator = _accelerator(config)
     files = cache.find(data_path)
     held = folds.split(files, held_out=0 if validation_path else config.held_out, seed=config.seed)
-    state = State.start(config, fold=fold, data=cache.data_hash(files))
+    state = State.start(config, fold=fold, data=cache.data_hash(files), initial=initial_weights)
     stop = _Stop(minutes)
     with accelerator.main_process_first():
         state.open(output_path, resume=resume)

@@ -22,6 +22,9 @@ def train(
     validation_path: Annotated[
         Path | None, option("validation-path", "Complete cases that validate, instead of held-out subjects.")
     ] = None,
+    initial_weights: Annotated[
+        Path | None, option("initial-weights", "Begin with this .safetensors instead of at random.")
+    ] = None,
     resume: Annotated[
         bool, option("resume", "Go on where an earlier run stopped.", envvar="BRATS_INPAINTING_TRAIN_RESUME")
     ] = False,
@@ -45,6 +48,7 @@ def train(
         resume=resume,
         cache_path=cache_path,
         validation_path=validation_path,
+        initial_weights=initial_weights,
         minutes=minutes,
     )
     out.print(f"written: {weights}")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from brats_inpainting.data.cases import Case
     from brats_inpainting.report import Page
 
+MOST = 200  # cases that infer draws by itself; nobody leafs through more, and they take longer than the fills
+
 
 def keep_apart(report_path: Path | None, *filled: Path | None) -> None:
     """Refuse a report among the filled scans: graders read every file there."""

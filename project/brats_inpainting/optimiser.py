@@ -1,0 +1,74 @@
+"""How the network learns: AdamW as in the paper, or Muon, which comes as far in far fewer steps (docs/training.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from brats_inpainting.config import TrainConfig
+from brats_inpainting.errors import ConfigError
+
+NARROW = 16  # a matrix with fewer rows or columns has little to orthogonalise
+
+
+def choose(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser of a network; there is no weight decay (§3.2 names none).
+
+    Raises:
+        ConfigError: when this build of torch has no such optimiser.
+    """
+    if config.optimiser == "muon":
+        return MuonOfFilters(network.parameters(), config.lr)
+    return torch.optim.AdamW(network.parameters(), config.lr, weight_decay=0)
+
+
+class MuonOfFilters(torch.optim.Optimizer):
+    """Muon for the hidden layers, each filter a row of a matrix, and AdamW at a third of its rate for the rest.
+
+    Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; updates are scaled to the size of
+    AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", equation 4).
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
+        """Share the parameters out.
+
+        Raises:
+            ConfigError: when torch is older than 2.9.
+        """
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError("optimiser muon needs torch 2.9 or later\n  Update torch, or set optimiser: adamw.")
+        super().__init__(parameters, {"lr": lr})
+        given = self.param_groups[0]["params"]
+        self.filters = [p for p in given if p.ndim > 1 and min(p.shape[:2]) >= NARROW]
+        hidden = {id(p) for p in self.filters}
+        self.rows = [Parameter(p.detach().flatten(1)) for p in self.filters]
+        self.parts = {
+            "muon": torch.optim.Muon(self.rows, lr, weight_decay=0, adjust_lr_fn="match_rms_adamw"),
+            "adamw": torch.optim.AdamW([p for p in given if id(p) not in hidden], lr / 3, weight_decay=0),
+        }
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take a step with the gradients at hand."""
+        rate = self.param_groups[0]["lr"]
+        self.parts["muon"].param_groups[0]["lr"], self.parts["adamw"].param_groups[0]["lr"] = rate, rate / 3
+        for matrix, p in zip(self.rows, self.filters, strict=True):
+            matrix.data = p.detach().flatten(1)
+            matrix.grad = None if p.grad is None else p.grad.flatten(1)
+        for part in self.parts.values():
+            part.step(closure)
+        for matrix, p in zip(self.rows, self.filters, strict=True):
+            p.copy_(matrix.view(p.shape))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what both remember."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember what both did."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
