@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 
+from brats_inpainting import optimiser
 from brats_inpainting import train as training
 from brats_inpainting.config import BUNDLED_WEIGHTS, DiffusionConfig, SamplingConfig, TrainConfig, UNetConfig
 from brats_inpainting.data import cache, folds
@@ -447,3 +448,43 @@ def test_the_papers_folds_hold_out_ten_of_1251_subjects_each():
     assert not {*first} & {*second}
     assert folds.split(files, held_out=10, seed=0) == [first, second]
     assert folds.split(files, held_out=10, seed=1) != [first, second]
+
+
+def test_muon_learns_and_resumes_bit_for_bit(run, tmp_path):
+    recipe = with_(unet=UNET.model_copy(update={"multipliers": (1, 1)}), optimiser="muon", lr=3e-3, report_every=5)
+    run("whole", recipe)
+    run("halves", with_(recipe, max_steps=10))
+    run("halves", recipe, resume=True)
+    whole, halves = (
+        checkpoint.load(tmp_path / name / "weights.safetensors").network.state_dict() for name in ("whole", "halves")
+    )
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_muon_moves_filters_alike_in_all_directions_and_the_rest_as_adamw():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3), torch.nn.GroupNorm(4, 32), torch.nn.Conv2d(32, 1, 3))
+    network.to(memory_format=torch.channels_last)
+    before = [p.detach().clone() for p in network.parameters()]
+    chosen = optimiser.choose(network, RECIPE.model_copy(update={"optimiser": "muon", "lr": 0.01}))
+    network(torch.randn(2, 16, 8, 8)).square().mean().backward()
+    chosen.step()
+    moved = [p.detach() - old for p, old in zip(network.parameters(), before, strict=True)]
+    strengths = torch.linalg.svdvals(moved[0].flatten(1))
+    assert strengths.max() < 2 * strengths.min()
+    assert moved[0].square().mean().sqrt() == pytest.approx(0.2 * 0.01, rel=0.2)  # as large as AdamW's, equation 4
+    assert moved[-1].abs() == pytest.approx(0.01 / 3, rel=1e-3)
+
+
+def test_training_begins_with_given_weights_and_says_so_in_what_it_writes(run):
+    first = run("first")
+    second = run("second", with_(max_steps=1, lr=1e-9), initial_weights=first)
+    old, new = checkpoint.load(first), checkpoint.load(second)
+    for name, tensor in old.network.state_dict().items():
+        assert torch.allclose(new.network.state_dict()[name], tensor, atol=1e-3)
+    assert old.sha256 in second.read_bytes()[:20000].decode(errors="replace")
+    with pytest.raises(ConfigError, match="of another network or diffusion"):
+        run("third", with_(unet=UNET.model_copy(update={"multipliers": (1, 2)})), initial_weights=first)

@@ -45,7 +45,7 @@ class MuonOfFilters(torch.optim.Optimizer):
         given = self.param_groups[0]["params"]
         self.filters = [p for p in given if p.ndim > 1 and min(p.shape[:2]) >= NARROW]
         hidden = {id(p) for p in self.filters}
-        self.rows = [Parameter(p.detach().flatten(1)) for p in self.filters]
+        self.rows = [Parameter(p.detach().flatten(1).clone()) for p in self.filters]
         self.parts = {
             "muon": torch.optim.Muon(self.rows, lr, weight_decay=0, adjust_lr_fn="match_rms_adamw"),
             "adamw": torch.optim.AdamW([p for p in given if id(p) not in hidden], lr / 3, weight_decay=0),
@@ -57,7 +57,7 @@ class MuonOfFilters(torch.optim.Optimizer):
         rate = self.param_groups[0]["lr"]
         self.parts["muon"].param_groups[0]["lr"], self.parts["adamw"].param_groups[0]["lr"] = rate, rate / 3
         for matrix, p in zip(self.rows, self.filters, strict=True):
-            matrix.data = p.detach().flatten(1)
+            matrix.data = p.detach().flatten(1).clone()
             matrix.grad = None if p.grad is None else p.grad.flatten(1)
         for part in self.parts.values():
             part.step(closure)

@@ -22,8 +22,8 @@ from brats_inpainting.config import DiffusionConfig
 from brats_inpainting.diffusion import checkpoint
 from tests.conftest import TINY, tiny_network, write_case
 root, number = Path(sys.argv[1]), int(sys.argv[2])
-diffusion = DiffusionConfig(prediction="x0", window=32)
-checkpoint.save(root / "tiny.safetensors", tiny_network().state_dict(), unet=TINY, diffusion=diffusion, ema=True, notes={})
+meaning = {"unet": TINY, "diffusion": DiffusionConfig(prediction="x0", window=32), "ema": True, "notes": {}}
+checkpoint.save(root / "tiny.safetensors", tiny_network().state_dict(), **meaning)
 for index in range(number):
     write_case(root / "all", f"case-{index:05d}", shape=(48, 48, 8), seed=index)
 """
