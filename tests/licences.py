@@ -8,7 +8,7 @@ from importlib.metadata import distribution, requires
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-CORE, EXTRAS = ("",), ("", "eval", "report", "train")  # the image has all four
+CORE, EXTRAS = ("",), ("", "cluster", "eval", "report", "train")  # the image has all but cluster
 CUDA = ("nvidia-", "cuda-", "triton")  # come with PyTorch's CUDA build only
 
 HEAD = """\

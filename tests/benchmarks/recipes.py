@@ -31,6 +31,11 @@ BUDGET = {
 }
 VARIANTS = {
     "baseline": {"small.yaml": {}},
+    "optimiser": {
+        "muon, 1.2e-3": {"optimiser": "muon", "lr": 1.2e-3},
+        "muon, 4e-4": {"optimiser": "muon"},
+        "adamw, 1e-3": {"lr": 1.0e-3},
+    },
     "prediction": {
         "v": {"diffusion": {"prediction": "v"}},
         "eps, 10 steps": {"diffusion": {"prediction": "eps"}, "validation": {"steps": 10}},
