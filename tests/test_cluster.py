@@ -41,6 +41,12 @@ def filled(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def noted(folder):
+    """The cases that a run has noted as finished."""
+    file = folder / "run.json"
+    return json.loads(file.read_text())["cases"] if file.exists() else {}
+
+
 def wait_for(what, seconds=200):
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -134,8 +140,7 @@ def test_a_worker_killed_in_the_middle_loses_no_case_and_none_is_written_twice(r
             return seen
 
         with running(root / "data", root, "many", *LONG, "--cluster", str(file)) as run:
-            wait_for(look)
-            time.sleep(0.2)  # whoever has just written has told so, and is in the middle of the next
+            wait_for(lambda: 0 < len(look()) == len(noted(root / "many-report")))  # all are in the middle of a case
             os.kill(doomed, signal.SIGKILL)
             wait_for(lambda: look() and run.poll() is not None)
             assert run.returncode == 0, run.stderr.read()
@@ -171,7 +176,7 @@ def test_when_the_scheduler_dies_resume_completes_the_run_on_another(root):
         assert "Traceback" not in told
     before = {path: path.stat().st_mtime_ns for path in (root / "many").glob("case*")}
     assert 0 < len(before) < 6
-    recorded = json.loads((root / "many-report" / "run.json").read_text())["cases"]
+    recorded = noted(root / "many-report")
     with hpc(root) as (file, _):
         code, told = infer(root / "data", root, "many", *LONG, "--cluster", str(file), "--resume")
     assert code == 0, told
@@ -234,3 +239,17 @@ def test_a_worker_that_cannot_do_the_work_refuses_it(client, loader, tmp_path, c
         change = {"folders": [tmp_path / "absent"]}
     with pytest.raises(ConfigError, match=said):
         client.register_plugin(dataclasses.replace(loader, **change))
+
+
+def test_a_worker_joined_unfit_passes_its_case_on_and_one_that_another_run_took_says_so(client, monkeypatch):
+    worker = next(iter(client.cluster.workers.values()))
+    order = cluster.Order("this run", 2, "fp32", 0, keep_dtype=False, report_path=None)
+    loader = cluster.Loader("another run", "", {}, [], [])
+    monkeypatch.setitem(worker.plugins, cluster.NAME, loader)
+    monkeypatch.setattr(cluster, "LOOK_EVERY", 0)
+    monkeypatch.setattr(distributed, "get_worker", lambda: worker)
+    with pytest.raises(distributed.Reschedule):
+        cluster._fill(None, None, order)
+    loader.inpainter = inpainter()
+    with pytest.raises(ConfigError, match=r"another run has taken these workers\n  When it is done, say --resume"):
+        cluster._fill(None, None, order)

@@ -98,7 +98,7 @@ def test_options_of_infer_in_the_recipes_exist():
     known = subprocess.run(
         asked, env=os.environ | {"COLUMNS": "300"}, capture_output=True, text=True, check=True
     ).stdout
-    for option in ("--data-path", "--output-path", "--report-path", "--resume"):
+    for option in ("--data-path", "--output-path", "--report-path", "--resume", "--cluster", "--participant-label"):
         assert option in known
 
 

@@ -6,13 +6,15 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
@@ -34,11 +36,11 @@ if TYPE_CHECKING:
 
     from brats_inpainting.device import Precision
     from brats_inpainting.folder import Run
+    from brats_inpainting.infer import Inpainter
 
 log = logging.getLogger(__name__)
 
 NAME = "brats-inpainting"
-ONE_CASE = {"case": 1}  # what a worker has, and what a case takes: its threads all work on one case
 LOOPBACK = "127.0.0.1"
 LOOK_EVERY = 5.0  # seconds between looks for workers that have joined
 
@@ -58,17 +60,17 @@ class Loader(WorkerPlugin):
     folders: list[Path]
     devices: list[str]
     version: str = version(NAME)
+    inpainter: Inpainter | None = field(default=None, init=False)  # none while a worker cannot do the work
 
-    async def setup(self, worker: Worker) -> None:
+    def setup(self, worker: Worker) -> None:
         """Load the network.
 
         Raises:
             ConfigError: when the worker has another version of this software, other weights, or no such folders.
         """
         host.settle()
+        host.keep_memory()  # whatever the nanny, which wants it back at once, has set: the network is twice as fast
         logging.getLogger("brats_inpainting").setLevel(logging.ERROR)  # the client tells, once
-        import torch
-
         from brats_inpainting.infer import Inpainter
 
         where = f"worker {worker.name} on {socket.gethostname()}"
@@ -77,15 +79,15 @@ class Loader(WorkerPlugin):
         for folder in self.folders:
             if not folder.is_dir():
                 raise ConfigError(f"{folder}: {where} does not see it\n  Use a folder that all machines share.")
-        torch.set_num_threads(worker.state.nthreads)
         device = {"device": self.devices[worker.name % len(self.devices)]} if self.devices else {}
-        self.inpainter = Inpainter.load(**self.loading | device)
-        if self.inpainter.device.type == "cpu" and not self.loading["batch_size"]:
-            most, limit = self.inpainter.batch_size, worker.memory_manager.memory_limit
-            self.inpainter.batch_size = memory.plan(self.inpainter.weights.network.config, most, limit)
-        if self.inpainter.weights.sha256 != self.sha256:
-            raise ConfigError(f"{self.inpainter.weights.path}: {where} has another file by this name\n  Share one.")
-        await worker.set_resources(**ONE_CASE)
+        inpainter = Inpainter.load(**self.loading | device)
+        if inpainter.device.type == "cpu" and not self.loading["batch_size"]:
+            most, limit = inpainter.batch_size, worker.memory_manager.memory_limit
+            inpainter.batch_size = memory.plan(inpainter.weights.network.config, most, limit)
+        if inpainter.weights.sha256 != self.sha256:
+            raise ConfigError(f"{inpainter.weights.path}: {where} has another file by this name\n  Share one.")
+        self.one_case = Lock()
+        self.inpainter = inpainter
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def crew(where: str, run: Run, loading: dict[str, Any]) -> Iterator[Callable[[],
         for target, case in run.jobs.items()
     }
     run.report_path = run.report_path and run.report_path.absolute()
+    for name in ("distributed", "distributed.client"):  # what concerns a user is told here
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     local = re.fullmatch("local(?::([1-9][0-9]*))?", where)
     with _local(local[1]) if local else _remote(where) as client:
         log.info("%s, dashboard at %s", client, client.dashboard_link)
@@ -188,7 +192,10 @@ def _equip(client: Client, run: Run, loading: dict[str, Any], *, devices: list[s
 
 def _described(dask_worker: Worker) -> tuple[int, Precision, torch.device, int]:
     """Tell what a worker would choose, and what it has."""
-    inpainter = _loader(dask_worker).inpainter
+    loader = _loader(dask_worker)
+    assert loader
+    assert loader.inpainter
+    inpainter = loader.inpainter
     return inpainter.batch_size, inpainter.precision, inpainter.device, dask_worker.state.nthreads
 
 
@@ -203,7 +210,7 @@ def _go(client: Client, run: Run, loader: Loader) -> None:
         while True:
             room = max(1, len(client.nthreads())) - len(under_way)
             for target, case in islice(waiting, max(0, room)):
-                future = client.submit(_fill, case, target, order, resources=ONE_CASE, pure=False)
+                future = client.submit(_fill, case, target, order, pure=False)
                 under_way[future] = target, case
             if not under_way:
                 break
@@ -250,16 +257,29 @@ def _tell(run: Run, future: Future[Any], target: Path, case: Case, *, watch: Wat
 
 def _fill(case: Case, target: Path, order: Order) -> dict[str, Any]:
     """Fill a case with this worker's network."""
+    import torch
+
     from brats_inpainting.folder import Run
 
-    loader = _loader(distributed.get_worker())
+    worker = distributed.get_worker()
+    loader = _loader(worker)
+    if not loader or not loader.inpainter:  # it joined later, and its log says what it lacks
+        time.sleep(LOOK_EVERY)
+        raise distributed.Reschedule
     if loader.run != order.run:
         raise ConfigError("another run has taken these workers\n  When it is done, say --resume; or use other workers.")
-    inpainter = loader.inpainter
-    inpainter.batch_size, inpainter.precision = order.batch_size, order.precision
-    run = Run(inpainter, {target: case}, seed=order.seed, keep_dtype=order.keep_dtype, report_path=order.report_path)
-    return run.fill(case, target)
+    with loader.one_case:
+        torch.set_num_threads(worker.state.nthreads)  # all of them are the network's
+        loader.inpainter.batch_size, loader.inpainter.precision = order.batch_size, order.precision
+        run = Run(
+            loader.inpainter,
+            {target: case},
+            seed=order.seed,
+            keep_dtype=order.keep_dtype,
+            report_path=order.report_path,
+        )
+        return run.fill(case, target)
 
 
-def _loader(worker: Worker) -> Loader:
-    return cast("Loader", worker.plugins[NAME])
+def _loader(worker: Worker) -> Loader | None:
+    return cast("Loader | None", worker.plugins.get(NAME))

@@ -83,7 +83,18 @@ def fill(work, number, name, *args):
     """Seconds of a run, and the peak of its memory in MB."""
     out = work / f"{name}-{number}"
     places = ["--data-path", work / str(number), "--output-path", out, "--report-path", f"{out}-report"]
-    words = [sys.executable, "-m", "brats_inpainting", "-q", "infer", *places, "--weights", work / "tiny.safetensors"]
+    words = [
+        sys.executable,
+        "-m",
+        "brats_inpainting",
+        "-q",
+        "infer",
+        "--batch-size",
+        "2",
+        *places,
+        "--weights",
+        work / "tiny.safetensors",
+    ]
     started, most = time.monotonic(), 0.0
     run = subprocess.Popen([*map(str, words), "--no-images", *args], env=os.environ | {"OMP_NUM_THREADS": "1"})
     while run.poll() is None:
