@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager
 
 import distributed
+import psutil
 import pytest
 
 from brats_inpainting import cluster
@@ -129,6 +130,17 @@ def test_two_and_four_workers_write_the_bytes_of_one_process_and_a_bad_case_harm
 
 
 @pytest.mark.slow
+def test_nothing_of_a_local_cluster_listens_beyond_the_loopback(root):
+    with running(root / "data", root, "many", *LONG, "--cluster", "local:2") as run:
+        wait_for(lambda: list((root / "many").glob("case*")))
+        everyone = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+        heard = {at.laddr.ip for one in everyone for at in one.net_connections() if at.status == psutil.CONN_LISTEN}
+        for one in everyone[1:]:
+            one.kill()
+    assert heard == {cluster.LOOPBACK}
+
+
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_loses_no_case_and_none_is_written_twice(root):
     assert infer(root / "data", root, "one", *LONG)[0] == 0
     with hpc(root) as (file, _):
@@ -239,6 +251,14 @@ def test_a_worker_that_cannot_do_the_work_refuses_it(client, loader, tmp_path, c
         change = {"folders": [tmp_path / "absent"]}
     with pytest.raises(ConfigError, match=said):
         client.register_plugin(dataclasses.replace(loader, **change))
+
+
+def test_workers_of_a_machine_share_out_its_devices(client, loader):
+    with pytest.raises(ConfigError, match="no device named 'first'"):
+        client.register_plugin(dataclasses.replace(loader, devices=["first", "second"]))
+    client.register_plugin(dataclasses.replace(loader, devices=["cpu", "second"]))
+    worker = next(iter(client.cluster.workers.values()))
+    assert worker.plugins[cluster.NAME].inpainter.device.type == "cpu"
 
 
 def test_a_worker_joined_unfit_passes_its_case_on_and_one_that_another_run_took_says_so(client, monkeypatch):
