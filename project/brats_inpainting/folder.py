@@ -184,7 +184,7 @@ class Run:
                 for number, sample_XYZ in enumerate(self.inpainter.single_samples(stack), 1):
                     self._keep(f"sample-{number}", sample_XYZ, stack, target)
             digest = checkpoint.sha256(target)
-        except (CaseError, MemoryError, OSError) as error:  # somebody may take files away while we work
+        except (MemoryError, OSError) as error:  # somebody may take files away while we work
             raise _case_error(scan.id, error) from error
         changed_XYZ = result_XYZ != scan.loaded.image_XYZ
         return {
@@ -265,10 +265,8 @@ class Run:
         self._recorded = ended + RECORD_SHARE * (ended - started)
 
 
-def _case_error(case_id: str, error: CaseError | MemoryError | OSError) -> CaseError:
+def _case_error(case_id: str, error: MemoryError | OSError) -> CaseError:
     """Say in words why a case failed."""
-    if isinstance(error, CaseError):
-        return error
     if isinstance(error, MemoryError):
         return CaseError(f"{case_id}: not enough memory for it\n  Give the process more, or crop the scan.")
     return CaseError(f"{case_id}: {error}\n  Run it again with --resume.")
