@@ -80,10 +80,10 @@ def version(name):
 def licence(name):
     """Return what a package declares: an SPDX expression, a short text, or classifiers."""
     told = distribution(name).metadata
-    text = (told["License"] or "").strip()
+    text = (told.get("License") or "").strip()
     classifiers = [line.split(" :: ")[-1] for line in told.get_all("Classifier", []) if line.startswith("License ::")]
     short = text if len(text) < 40 and "Copyright" not in text else ""
-    return told["License-Expression"] or short or " / ".join(classifiers) or "none declared"
+    return told.get("License-Expression") or short or " / ".join(classifiers) or "none declared"
 
 
 def main():

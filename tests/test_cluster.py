@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from brats_inpainting import cluster
+from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import ConfigError
 
 from .conftest import inpainter, write_case
@@ -226,16 +228,17 @@ def test_a_cluster_that_does_not_exist_is_told_with_what_to_say(root, where, sai
 @pytest.fixture(scope="module")
 def client():
     """A client whose one worker is a thread of this process."""
+    ours = logging.getLogger("brats_inpainting")
+    before = ours.level
     with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
         yield client
+    ours.setLevel(before)
 
 
 @pytest.fixture
 def loader(root, tiny_weights):
-    alone = inpainter()
-    return cluster.Loader(
-        "this run", alone.weights.sha256, {"weights": tiny_weights, "batch_size": 2}, [root / "data"], []
-    )
+    loading = {"weights": tiny_weights, "batch_size": 2}
+    return cluster.Loader("this run", checkpoint.sha256(tiny_weights), loading, [root / "data"], [])
 
 
 @pytest.mark.parametrize(

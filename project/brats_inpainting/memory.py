@@ -16,7 +16,7 @@ UNLIMITED = 2**60  # cgroup v1 writes a number beyond all memory where there is 
 
 def plan(unet: UNetConfig, most: int, limit: int | None = None) -> int:
     """Return how many slices, 1 to ``most``, a network can take at a time in the memory that is free, or allowed."""
-    available = min(filter(None, (free(), limit)), default=None)
+    available = min((size for size in (free(), limit) if size is not None), default=None)
     slice_bytes = MAPS * unet.width * FRAME**2 * 4
     return most if available is None else max(1, min(most, int(SHARE * available / slice_bytes)))
 
