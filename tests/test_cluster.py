@@ -1,5 +1,6 @@
 """The same work on a Dask cluster: the same bytes, and nothing is lost when a worker, scheduler or client dies."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -10,14 +11,17 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import distributed
 import psutil
 import pytest
 
 from brats_inpainting import cluster
+from brats_inpainting.data import cases
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import ConfigError
+from brats_inpainting.folder import Run
 
 from .conftest import inpainter, write_case
 
@@ -56,6 +60,18 @@ def wait_for(what, seconds=200):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
     return found
+
+
+def stopped_in_the_middle(pid, all_told):
+    """Halt a worker; let it go on if it has written a result that it has not yet told of."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(all_told, seconds=1)
+    except AssertionError:
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.1)
+        return False
+    return True
 
 
 @contextmanager
@@ -108,6 +124,23 @@ def root(tmp_path, tiny_weights):
     return tmp_path
 
 
+def test_paths_are_those_of_the_client_wherever_a_worker_was_started(root, client, monkeypatch):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(cluster, "_remote", lambda _: contextlib.nullcontext(client))
+    jobs = {Path("out") / cases.output_name(case.id): case for case in cases.find(Path("data"))}
+    alone = inpainter()
+    alone.weights = checkpoint.load(Path("tiny.safetensors"))
+    run = Run(alone, jobs, report_path=Path("report"), quiet=True)
+    loading = {"weights": Path("tiny.safetensors"), "device": "cpu", "batch_size": 2}
+    with cluster.crew("tcp://there", run, loading) as fill:
+        monkeypatch.chdir("/")
+        run.start("error")
+        fill()
+    assert len(filled(root / "out")) == 6
+    assert not run.failed
+    assert set(noted(root / "report")) == {f"case-{number}" for number in range(6)}
+
+
 @pytest.mark.slow
 def test_two_and_four_workers_write_the_bytes_of_one_process_and_a_bad_case_harms_none(root):
     (root / "data" / "case-3" / "case-3-mask.nii.gz").write_bytes(b"no scan")
@@ -154,7 +187,9 @@ def test_a_worker_killed_in_the_middle_loses_no_case_and_none_is_written_twice(r
             return seen
 
         with running(root / "data", root, "many", *LONG, "--cluster", str(file)) as run:
-            wait_for(lambda: 0 < len(look()) == len(noted(root / "many-report")))  # all are in the middle of a case
+            wait_for(look)
+            while not stopped_in_the_middle(doomed, lambda: len(look()) == len(noted(root / "many-report"))):
+                assert len(look()) < 6
             os.kill(doomed, signal.SIGKILL)
             wait_for(lambda: look() and run.poll() is not None)
             assert run.returncode == 0, run.stderr.read()

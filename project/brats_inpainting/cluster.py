@@ -119,13 +119,16 @@ def crew(where: str, run: Run, loading: dict[str, Any]) -> Iterator[Callable[[],
         for target, case in run.jobs.items()
     }
     run.report_path = run.report_path and run.report_path.absolute()
+    loading = loading | {"weights": loading["weights"] and loading["weights"].absolute()}
     for name in ("distributed", "distributed.client"):  # what concerns a user is told here
         logging.getLogger(name).setLevel(logging.CRITICAL)
     local = re.fullmatch("local(?::([1-9][0-9]*))?", where)
     with _local(local[1]) if local else _remote(where) as client:
         log.info("%s, dashboard at %s", client, client.dashboard_link)
         try:
-            loader = _equip(client, run, loading, devices=_gpus() if local else [])
+            loader = _equip(
+                client, run, loading, devices=_gpus() if local and loading["device"] in ("auto", "cuda") else []
+            )
             yield partial(_go, client, run, loader)
         except (distributed.CancelledError, CommClosedError) as error:
             raise InpaintingError(
@@ -183,7 +186,8 @@ def _equip(client: Client, run: Run, loading: dict[str, Any], *, devices: list[s
         volume.make_writable(folder)
     loader = Loader(uuid4().hex, run.inpainter.weights.sha256, loading, folders, devices)
     client.register_plugin(loader)
-    found = list(client.run(_described, on_error="ignore").values())
+    if not (found := list(client.run(_described, on_error="ignore").values())):
+        raise ConfigError("all workers are gone\n  Start some again, with more memory if they ended for lack of it.")
     run.inpainter.batch_size = min(batch_size for batch_size, *_ in found)
     _, run.inpainter.precision, run.inpainter.device, run.threads = found[0]
     log.info("%d worker(s) have loaded the network, the first on %s; more may join", len(found), run.inpainter.device)
@@ -216,6 +220,7 @@ def _go(client: Client, run: Run, loader: Loader) -> None:
                 break
             for future in _done(under_way):
                 _tell(run, future, *under_way.pop(future), watch=watch)
+                future.release()  # else the case is done again when the worker that did it dies
     run.record()
 
 
