@@ -8,7 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 NAME = "brats-inpainting"
 LOOPBACK = "127.0.0.1"
+ONE_CASE = Lock()  # all threads of a worker are the network's
 LOOK_EVERY = 5.0  # seconds between looks for workers that have joined
 
 
@@ -49,11 +50,11 @@ LOOK_EVERY = 5.0  # seconds between looks for workers that have joined
 class Loader(WorkerPlugin):
     """What a worker is given when it joins: the network, and a look at whether it can do the work.
 
-    ``run`` is a name of its own, ``sha256`` that of the weights, ``loading`` are the arguments of ``Inpainter.load``,
-    ``folders`` must be seen by every worker, and ``devices``, if any, are shared out among the workers of a machine.
+    ``run`` is its name on the workers, which may serve several runs, ``sha256`` that of the weights, ``loading`` are the
+    arguments of ``Inpainter.load``, ``folders`` must be seen by every worker, and ``devices``, if any, are shared out
+    among the workers of a machine.
     """
 
-    name = NAME
     run: str
     sha256: str
     loading: dict[str, Any]
@@ -86,7 +87,6 @@ class Loader(WorkerPlugin):
             inpainter.batch_size = memory.plan(inpainter.weights.network.config, most, limit)
         if inpainter.weights.sha256 != self.sha256:
             raise ConfigError(f"{inpainter.weights.path}: {where} has another file by this name\n  Share one.")
-        self.one_case = Lock()
         self.inpainter = inpainter
 
 
@@ -130,7 +130,8 @@ def crew(where: str, run: Run, loading: dict[str, Any]) -> Iterator[Callable[[],
                 client, run, loading, devices=_gpus() if local and loading["device"] in ("auto", "cuda") else []
             )
             yield partial(_go, client, run, loader)
-        except (distributed.CancelledError, CommClosedError) as error:
+            client.unregister_worker_plugin(loader.run)
+        except (distributed.CancelledError, CommClosedError, OSError) as error:
             raise InpaintingError(
                 f"the scheduler is gone ({error})\n  Start it again, and say --resume: finished cases are kept."
             ) from error
@@ -139,7 +140,7 @@ def crew(where: str, run: Run, loading: dict[str, Any]) -> Iterator[Callable[[],
 @contextmanager
 def _local(number: str | None) -> Iterator[Client]:
     """Start workers on this machine, which nothing beyond it can reach, and share its CPUs out among them."""
-    workers = int(number or max(len(_gpus()), host.cpus() // 2, 1))
+    workers = int(number or len(_gpus()) or max(1, host.cpus() // 2))
     with (
         LocalCluster(
             n_workers=workers,
@@ -185,8 +186,8 @@ def _equip(client: Client, run: Run, loading: dict[str, Any], *, devices: list[s
     for folder in folders[1:]:
         volume.make_writable(folder)
     loader = Loader(uuid4().hex, run.inpainter.weights.sha256, loading, folders, devices)
-    client.register_plugin(loader)
-    if not (found := list(client.run(_described, on_error="ignore").values())):
+    client.register_plugin(loader, name=loader.run)
+    if not (found := list(client.run(_described, loader.run, on_error="ignore").values())):
         raise ConfigError("all workers are gone\n  Start some again, with more memory if they ended for lack of it.")
     run.inpainter.batch_size = min(batch_size for batch_size, *_ in found)
     _, run.inpainter.precision, run.inpainter.device, run.threads = found[0]
@@ -194,9 +195,9 @@ def _equip(client: Client, run: Run, loading: dict[str, Any], *, devices: list[s
     return loader
 
 
-def _described(dask_worker: Worker) -> tuple[int, Precision, torch.device, int]:
+def _described(run: str, dask_worker: Worker) -> tuple[int, Precision, torch.device, int]:
     """Tell what a worker would choose, and what it has."""
-    loader = _loader(dask_worker)
+    loader = _loader(dask_worker, run)
     assert loader
     assert loader.inpainter
     inpainter = loader.inpainter
@@ -210,7 +211,9 @@ def _go(client: Client, run: Run, loader: Loader) -> None:
     )
     waiting = iter(sorted(run.jobs.items(), key=lambda job: _work(job[1]), reverse=True))
     under_way: dict[Future[Any], tuple[Path, Case]] = {}
-    with Watch(len(run.jobs), quiet=run.quiet) as watch:
+    with ExitStack() as stack:
+        watch = stack.enter_context(Watch(len(run.jobs), quiet=run.quiet))
+        stack.callback(run.record)  # whatever happens
         while True:
             room = max(1, len(client.nthreads())) - len(under_way)
             for target, case in islice(waiting, max(0, room)):
@@ -221,7 +224,6 @@ def _go(client: Client, run: Run, loader: Loader) -> None:
             for future in _done(under_way):
                 _tell(run, future, *under_way.pop(future), watch=watch)
                 future.release()  # else the case is done again when the worker that did it dies
-    run.record()
 
 
 def _work(case: Case) -> int:
@@ -247,7 +249,7 @@ def _tell(run: Run, future: Future[Any], target: Path, case: Case, *, watch: Wat
     except CaseError as error:
         run.fail(case.id, error, watch)
     except distributed.KilledWorker as error:
-        volume.partial(target).unlink(missing_ok=True)
+        volume.drop_leftovers(target)
         advice = "Give the workers more memory, or say --batch-size 1."
         run.fail(
             case.id, CaseError(f"{case.id}: workers died of it, the last at {error.last_worker}\n  {advice}"), watch
@@ -267,14 +269,12 @@ def _fill(case: Case, target: Path, order: Order) -> dict[str, Any]:
     from brats_inpainting.folder import Run
 
     worker = distributed.get_worker()
-    loader = _loader(worker)
+    loader = _loader(worker, order.run)
     if not loader or not loader.inpainter:  # it joined later, and its log says what it lacks
         time.sleep(LOOK_EVERY)
         raise distributed.Reschedule
-    if loader.run != order.run:
-        raise ConfigError("another run has taken these workers\n  When it is done, say --resume; or use other workers.")
-    with loader.one_case:
-        torch.set_num_threads(worker.state.nthreads)  # all of them are the network's
+    with ONE_CASE:
+        torch.set_num_threads(worker.state.nthreads)
         loader.inpainter.batch_size, loader.inpainter.precision = order.batch_size, order.precision
         run = Run(
             loader.inpainter,
@@ -286,5 +286,5 @@ def _fill(case: Case, target: Path, order: Order) -> dict[str, Any]:
         return run.fill(case, target)
 
 
-def _loader(worker: Worker) -> Loader | None:
-    return cast("Loader | None", worker.plugins.get(NAME))
+def _loader(worker: Worker, run: str) -> Loader | None:
+    return cast("Loader | None", worker.plugins.get(run))

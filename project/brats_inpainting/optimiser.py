@@ -70,5 +70,7 @@ class MuonOfFilters(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember what both did."""
+        for matrix, p in zip(self.rows, self.filters, strict=True):
+            matrix.data = p.detach().flatten(1).clone()  # where the network is by now
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])

@@ -24,6 +24,7 @@ SOFTWARE = "brats-inpainting"
 TITLE = f"T1w scans with lesions filled by {SOFTWARE}"
 OURS = "inpainted"  # the desc of what we write
 FREE = {"label", "desc", "space"}  # entities that a mask may have otherwise than its scan
+LESION = re.compile(r"(t[12]w?|flair)?lesions?", re.IGNORECASE)  # no perilesional tissue
 NAME = re.compile(r"(sub-[a-zA-Z0-9+]+(?:_[a-zA-Z]+-[a-zA-Z0-9+]+)*)_(T1w|mask|roi)\.nii(?:\.gz)?")
 
 
@@ -96,7 +97,7 @@ def _masks(places: list[Path], scan: dict[str, str]) -> list[Path]:
         path
         for place in places
         for path, mask in _files(place, "mask", "roi").items()
-        if mask.get("label") == "L" or "lesion" in f"{mask.get('label')} {mask.get('desc')}".lower()
+        if mask.get("label") == "L" or any(LESION.fullmatch(mask.get(entity, "")) for entity in ("label", "desc"))
         if all(scan.get(entity) == value for entity, value in mask.items() if entity not in FREE)
     ]
 

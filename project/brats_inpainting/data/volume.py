@@ -6,10 +6,12 @@ that the network may see, H along L and W along P.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +21,7 @@ from scipy import ndimage
 
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE
 from brats_inpainting.data import nifti
-from brats_inpainting.data.cases import Loaded, background
+from brats_inpainting.data.cases import HIDDEN, Loaded, background
 from brats_inpainting.errors import CaseError, ConfigError
 
 PERCENTILES = (0.1, 99.9)
@@ -246,18 +248,25 @@ def in_lps(image: Nifti1Image) -> np.ndarray:
 
 
 def partial(path: Path) -> Path:
-    """Return the hidden name under which a file is written before it gets its own."""
-    return path.with_name(f".partial-{path.name}")
+    """Return a hidden name under which a file is written before it gets its own: no two writers share one."""
+    return path.with_name(f"{HIDDEN}{token_hex(4)}-{path.name}")
+
+
+def drop_leftovers(path: Path) -> None:
+    """Remove what a killed writer of a file has left."""
+    for leftover in path.parent.glob(f"{HIDDEN}*-{glob.escape(path.name)}"):
+        leftover.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_or_not_at_all(path: Path) -> Iterator[Path]:
     """Give a hidden path to write to; it becomes ``path`` when the block ends well, and is removed when it does not."""
+    hidden = partial(path)
     try:
-        yield partial(path)
-        partial(path).replace(path)
+        yield hidden
+        hidden.replace(path)
     finally:
-        partial(path).unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
 
 
 def make_writable(folder: Path) -> None:
@@ -269,7 +278,7 @@ def make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial(folder / "probe").touch()
-        for leftover in folder.glob(partial(folder / "*").name):
+        for leftover in folder.glob(f"{HIDDEN}*"):
             leftover.unlink(missing_ok=True)  # another process of the same run may be doing the same
     except OSError as error:
         raise ConfigError(
