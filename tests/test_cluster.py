@@ -275,7 +275,9 @@ def client():
     """A client whose one worker is a thread of this process."""
     ours = logging.getLogger("brats_inpainting")
     before = ours.level
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with distributed.Client(
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as client:
         yield client
     ours.setLevel(before)
 

@@ -50,9 +50,9 @@ LOOK_EVERY = 5.0  # seconds between looks for workers that have joined
 class Loader(WorkerPlugin):
     """What a worker is given when it joins: the network, and a look at whether it can do the work.
 
-    ``run`` is its name on the workers, which may serve several runs, ``sha256`` that of the weights, ``loading`` are the
-    arguments of ``Inpainter.load``, ``folders`` must be seen by every worker, and ``devices``, if any, are shared out
-    among the workers of a machine.
+    ``run`` is its name on the workers, which may serve several runs; ``sha256`` is that of the weights, ``loading`` are
+    the arguments of ``Inpainter.load``, ``folders`` must be seen by every worker, and ``devices``, if any, are shared
+    out among the workers of a machine.
     """
 
     run: str
