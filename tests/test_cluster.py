@@ -262,10 +262,12 @@ def test_a_client_that_was_killed_can_be_started_again_on_the_same_workers(root)
     [
         ("local:0", "--cluster local:0: no such file\n  Say local, local:4,"),
         ("absent.json", "--cluster absent.json: no such file"),
+        ("data/case-0/case-0-mask.nii.gz", "-mask.nii.gz: no scheduler answers"),
         ("nonsense://here", "--cluster nonsense://here: no scheduler answers"),
     ],
 )
 def test_a_cluster_that_does_not_exist_is_told_with_what_to_say(root, where, said):
+    where = str(root / where) if where.startswith("data") else where
     code, told = infer(root / "data", root, "out", "--cluster", where)
     assert (code, told.partition(said)[1]) == (2, said), told
 

@@ -163,7 +163,7 @@ def _remote(where: str) -> Iterator[Client]:
         raise ConfigError(f"--cluster {where}: no such file\n  {advice}")
     try:
         client = Client(scheduler_file=where) if file else Client(where)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AssertionError) as error:  # the last where a file is no scheduler's
         raise ConfigError(f"--cluster {where}: no scheduler answers ({error})\n  Start one: dask scheduler.") from error
     with client:
         if not client.nthreads():
@@ -186,7 +186,14 @@ def _equip(client: Client, run: Run, loading: dict[str, Any], *, devices: list[s
     for folder in folders[1:]:
         volume.make_writable(folder)
     loader = Loader(uuid4().hex, run.inpainter.weights.sha256, loading, folders, devices)
-    client.register_plugin(loader, name=loader.run)
+    try:
+        client.register_plugin(loader, name=loader.run)
+    except InpaintingError:
+        raise
+    except Exception as error:  # Dask wraps what a worker lacks into plain exceptions
+        if "ModuleNotFoundError" not in repr(error):
+            raise
+        raise ConfigError(f"a worker cannot load this software ({error})\n  Install it there as here.") from error
     if not (found := list(client.run(_described, loader.run, on_error="ignore").values())):
         raise ConfigError("all workers are gone\n  Start some again, with more memory if they ended for lack of it.")
     run.inpainter.batch_size = min(batch_size for batch_size, *_ in found)
@@ -257,8 +264,10 @@ def _tell(run: Run, future: Future[Any], target: Path, case: Case, *, watch: Wat
     else:
         for warning in report["warnings"]:
             log.warning("%s: %s", case.id, warning)
-        watch.open(report["slices"])
-        watch.advance(report["slices"])
+        sampling = run.inpainter.sampling
+        passes = report["slices"] * sampling.samples * sampling.passes
+        watch.open(passes)
+        watch.advance(passes)
         run.finished(case.id, target, report, watch)
 
 

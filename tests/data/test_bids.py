@@ -121,7 +121,9 @@ def test_the_mask_of_an_unchosen_participant_may_be_ambiguous(dataset):
 def test_a_fill_is_named_after_its_scan(tmp_path, case_id, name):
     place = tmp_path / "sub-01" / "anat"
     case = cases.Case(case_id, place / f"{case_id}_T1w.nii.gz", place / "mask")
-    assert list(bids.jobs([case], tmp_path, tmp_path / "out")) == [tmp_path / "out" / "sub-01" / "anat" / name]
+    assert list(bids.jobs([case], tmp_path, tmp_path / "derivatives" / "out")) == [
+        tmp_path / "derivatives" / "out" / "sub-01" / "anat" / name
+    ]
 
 
 def test_the_dataset_of_somebody_else_is_not_written_into(dataset):
@@ -173,3 +175,10 @@ def test_what_cannot_be_described_is_told_and_what_is_there_already_is_left_alon
 def test_other_commands_say_that_they_do_not_read_datasets(dataset):
     with pytest.raises(ConfigError, match="a BIDS dataset, which only infer and check read"):
         cases.find(dataset(SCAN, MASK))
+
+
+@pytest.mark.parametrize("place", ["sub-01", "filled", "derivatives"])
+def test_fills_do_not_go_among_the_scans_of_a_dataset(tmp_path, place):
+    with pytest.raises(ConfigError, match=r"among the scans\n  Give a folder of its own, say derivatives/inpainted"):
+        bids.jobs([], tmp_path, tmp_path / place)
+    assert bids.jobs([], tmp_path, tmp_path / "derivatives" / "inpainted") == {}
