@@ -70,6 +70,14 @@ def write_case(folder, case_id, *, shape=(64, 64, 12), mask=None, seed=0):
     return case
 
 
+def write_cases(root, weights, number):
+    """Write small cases into ``data``, and lay a weights file beside it as tiny.safetensors."""
+    for seed in range(number):
+        write_case(root / "data", f"case-{seed}", shape=(48, 48, 8), seed=seed)
+    (root / "tiny.safetensors").symlink_to(weights)
+    return root
+
+
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory):
     """A tiny network as a .safetensors file."""

@@ -23,9 +23,8 @@ from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.folder import Run
 
-from .conftest import inpainter, write_case
+from .conftest import inpainter, write_cases
 
-SHAPE = (48, 48, 8)
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 LONG = ("--sampler", "ddim", "--steps", "100")  # long enough to kill something in the middle
 
@@ -88,7 +87,6 @@ def hpc(root, workers=2, **environment):
     """A scheduler and its workers, as a computing centre starts them: processes that know a file."""
     file = root / "scheduler.json"
     file.unlink(missing_ok=True)
-
     settings = os.environ | {f"DASK_DISTRIBUTED__{name}": value for name, value in environment.items()}
 
     def start(what, *args):
@@ -127,10 +125,7 @@ def pids(file):
 
 @pytest.fixture
 def root(tmp_path, tiny_weights):
-    for number in range(6):
-        write_case(tmp_path / "data", f"case-{number}", shape=SHAPE, seed=number)
-    (tmp_path / "tiny.safetensors").symlink_to(tiny_weights)
-    return tmp_path
+    return write_cases(tmp_path, tiny_weights, 6)
 
 
 def test_paths_are_those_of_the_client_wherever_a_worker_was_started(root, client, monkeypatch):

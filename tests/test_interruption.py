@@ -15,7 +15,7 @@ import pytest
 from brats_inpainting.data import volume
 from brats_inpainting.errors import ConfigError
 
-from .conftest import write_case
+from .conftest import write_case, write_cases
 from .reliability import kills
 
 SHAPE = (48, 48, 8)
@@ -36,10 +36,7 @@ def mounted(folder, options):
 
 @pytest.fixture
 def root(tmp_path, tiny_weights):
-    for number in range(3):
-        write_case(tmp_path / "data", f"case-{number}", shape=SHAPE, seed=number)
-    (tmp_path / "tiny.safetensors").symlink_to(tiny_weights)
-    return tmp_path
+    return write_cases(tmp_path, tiny_weights, 3)
 
 
 def infer(root, out, *args, **settings):

@@ -188,10 +188,8 @@ def _equip(client: Client, run: Run, loading: dict[str, Any], *, devices: list[s
     loader = Loader(uuid4().hex, run.inpainter.weights.sha256, loading, folders, devices)
     try:
         client.register_plugin(loader, name=loader.run)
-    except InpaintingError:
-        raise
     except Exception as error:  # Dask wraps what a worker lacks into plain exceptions
-        if "ModuleNotFoundError" not in repr(error):
+        if isinstance(error, InpaintingError) or "ModuleNotFoundError" not in repr(error):
             raise
         raise ConfigError(f"a worker cannot load this software ({error})\n  Install it there as here.") from error
     if not (found := list(client.run(_described, loader.run, on_error="ignore").values())):
@@ -256,7 +254,7 @@ def _tell(run: Run, future: Future[Any], target: Path, case: Case, *, watch: Wat
     except CaseError as error:
         run.fail(case.id, error, watch)
     except distributed.KilledWorker as error:
-        volume.drop_leftovers(target)
+        volume.drop_leftovers(target.parent, target.name)
         advice = "Give the workers more memory, or say --batch-size 1."
         run.fail(
             case.id, CaseError(f"{case.id}: workers died of it, the last at {error.last_worker}\n  {advice}"), watch

@@ -56,8 +56,8 @@ class MuonOfFilters(torch.optim.Optimizer):
         """Take a step with the gradients at hand."""
         rate = self.param_groups[0]["lr"]
         self.parts["muon"].param_groups[0]["lr"], self.parts["adamw"].param_groups[0]["lr"] = rate, rate / 3
+        self._follow()
         for matrix, p in zip(self.rows, self.filters, strict=True):
-            matrix.data = p.detach().flatten(1).clone()
             matrix.grad = None if p.grad is None else p.grad.flatten(1)
         for part in self.parts.values():
             part.step(closure)
@@ -70,7 +70,11 @@ class MuonOfFilters(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember what both did."""
-        for matrix, p in zip(self.rows, self.filters, strict=True):
-            matrix.data = p.detach().flatten(1).clone()  # where the network is by now
+        self._follow()
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
+
+    def _follow(self) -> None:
+        """Copy the filters to where the network is by now."""
+        for matrix, p in zip(self.rows, self.filters, strict=True):
+            matrix.data = p.detach().flatten(1).clone()

@@ -140,9 +140,7 @@ def infer(
     log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
     if data_path and output_path and cases.is_bids(data_path):
         run.failed |= bids.describe(jobs, data_path, output_path)
-    if report_path and len(jobs) > pages.MOST:
-        log.info("no report.html for more than %d cases; the command report makes one of any folder", pages.MOST)
-    elif report_path:
+    if report_path:
         pages.of_run({case: {"filled": path} for path, case in jobs.items()}, report_path, run.failed, not no_images)
     finish(run.failed)
 

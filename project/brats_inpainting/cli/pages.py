@@ -49,6 +49,9 @@ def write(
 
 def of_run(fills: dict[Case, dict[str, Path]], report_path: Path, failed: dict[str, str], images: bool) -> None:
     """Write the page about what infer filled; infer does not fail for it."""
+    if len(fills) > MOST:
+        log.info("no report.html for more than %d cases; the command report makes one of any folder", MOST)
+        return
     try:
         write(fills, report_path, begin(report_path, images=images), failed)
     except (ConfigError, OSError) as error:

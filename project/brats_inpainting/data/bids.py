@@ -114,9 +114,8 @@ def jobs(found: list[Case], dataset: Path, output_path: Path) -> dict[Path, Case
     Raises:
         ConfigError: when a dataset is there that somebody else made, such as the scans' own.
     """
-    inside = output_path.resolve().is_relative_to(dataset.resolve())
-    kept_apart = [parent.name for parent in output_path.resolve().parents][:1] == ["derivatives"]
-    if inside and not kept_apart and output_path.resolve() != dataset.resolve():
+    place, scans = output_path.resolve(), dataset.resolve()
+    if scans in place.parents and place.parent.name != "derivatives":
         raise ConfigError(f"{output_path}: among the scans\n  Give a folder of its own, say derivatives/{OURS}.")
     if is_bids(output_path) and TITLE not in (output_path / BIDS).read_text(errors="replace"):
         raise ConfigError(f"{output_path}: another BIDS dataset\n  Give a folder of its own, say derivatives/{OURS}.")

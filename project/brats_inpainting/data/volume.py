@@ -252,10 +252,10 @@ def partial(path: Path) -> Path:
     return path.with_name(f"{HIDDEN}{token_hex(4)}-{path.name}")
 
 
-def drop_leftovers(path: Path) -> None:
-    """Remove what a killed writer of a file has left."""
-    for leftover in path.parent.glob(f"{HIDDEN}*-{glob.escape(path.name)}"):
-        leftover.unlink(missing_ok=True)
+def drop_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers have left in a folder, or of one file there."""
+    for leftover in folder.glob(f"{HIDDEN}*" if name is None else f"{HIDDEN}????????-{glob.escape(name)}"):
+        leftover.unlink(missing_ok=True)  # another process of the same run may be doing the same
 
 
 @contextmanager
@@ -278,8 +278,7 @@ def make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial(folder / "probe").touch()
-        for leftover in folder.glob(f"{HIDDEN}*"):
-            leftover.unlink(missing_ok=True)  # another process of the same run may be doing the same
+        drop_leftovers(folder)
     except OSError as error:
         raise ConfigError(
             f"{folder}: no folder that can be written ({error.strerror})\n"
