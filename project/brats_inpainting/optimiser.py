@@ -1,4 +1,4 @@
-"""How the network learns: AdamW as in the paper, or Muon, which comes as far in far fewer steps (docs/training.md)."""
+"""How the network learns: AdamW as in the paper, or Muon (docs/training.md)."""
 
 from __future__ import annotations
 
