@@ -196,3 +196,16 @@ def test_a_mask_that_leaves_only_background_is_refused():
     image = brain(shape)
     with pytest.raises(CaseError, match=r"whole brain|nothing but background"):
         inpainter().inpaint(image, image > 0)
+
+
+def test_a_hidden_name_is_never_too_long_and_what_a_killed_writer_left_is_found_by_it(tmp_path):
+    for name in ("a.nii.gz", "é" * 119 + "-t1n.nii.gz", "n" * 246):
+        path = tmp_path / name
+        volume.partial(path).touch()
+        volume.partial(path).touch()
+        volume.partial(tmp_path / f"other-{name[-20:]}").touch()
+        assert len(list(tmp_path.iterdir())) == 3
+        volume.drop_leftovers(tmp_path, name)
+        assert [left.name[-len(name[-20:]) - 6 :] for left in tmp_path.iterdir()] == [f"other-{name[-20:]}"]
+        volume.drop_leftovers(tmp_path)
+        assert not list(tmp_path.iterdir())

@@ -155,7 +155,7 @@ def _name_problem(case: Case) -> str | None:
     """Refuse names that no result can be called by, and that would write over a terminal."""
     if not f"{case.image.name}{case.mask.name}".isprintable():
         return "its files' names hold characters that cannot be printed\n  Use letters, digits, - and _."
-    spare = MAX_NAME - len(os.fsencode(f"{HIDDEN}01234567-{output_name(case.id)}"))
+    spare = MAX_NAME - len(os.fsencode(f"{HIDDEN}{output_name(case.id)}"))
     return f"its name is too long for its result\n  Shorten it by {-spare} bytes." if spare < 0 else None
 
 

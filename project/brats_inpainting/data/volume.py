@@ -7,6 +7,7 @@ that the network may see, H along L and W along P.
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from scipy import ndimage
 
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE
 from brats_inpainting.data import nifti
-from brats_inpainting.data.cases import HIDDEN, Loaded, background
+from brats_inpainting.data.cases import HIDDEN, MAX_NAME, Loaded, background
 from brats_inpainting.errors import CaseError, ConfigError
 
 PERCENTILES = (0.1, 99.9)
@@ -249,12 +250,17 @@ def in_lps(image: Nifti1Image) -> np.ndarray:
 
 def partial(path: Path) -> Path:
     """Return a hidden name under which a file is written before it gets its own: no two writers share one."""
-    return path.with_name(f"{HIDDEN}{token_hex(4)}-{path.name}")
+    return path.with_name(f"{HIDDEN}{token_hex(4)}-{_end(path.name)}")
+
+
+def _end(name: str) -> str:
+    """Return as much of a name, from its end, as a hidden one has room for."""
+    return name[max(0, len(os.fsencode(f"{HIDDEN}{'?' * 8}-{name}")) - MAX_NAME) :]
 
 
 def drop_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what killed writers have left in a folder, or of one file there."""
-    for leftover in folder.glob(f"{HIDDEN}*" if name is None else f"{HIDDEN}????????-{glob.escape(name)}"):
+    for leftover in folder.glob(f"{HIDDEN}*" if name is None else f"{HIDDEN}????????-{glob.escape(_end(name))}"):
         leftover.unlink(missing_ok=True)  # another process of the same run may be doing the same
 
 
