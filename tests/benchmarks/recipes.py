@@ -37,6 +37,7 @@ VARIANTS = {
     "optimiser": {
         "muon, 4e-4": {"lr": 4e-4},
         "muon, 3e-3": {"lr": 3e-3},
+        "muon, 8e-3": {"lr": 8e-3},
         "adamw, 4e-4": {"optimiser": "adamw", "lr": 4e-4},
         "adamw, 1e-3": {"optimiser": "adamw", "lr": 1e-3},
     },
@@ -57,7 +58,11 @@ VARIANTS = {
     "weight outside": {"1": {"weight_outside": 1.0}, "0": {"weight_outside": 0.0}},
     "masks": {"files": {"masks": "files"}, "both": {"masks": "both"}},
     "image range": {"[0, 1]": {"diffusion": {"image_range": [0, 1], "clamp": [0, 1]}}},
-    "window": {"96": {"diffusion": {"window": 96}}, "224, batch 2": {"diffusion": {"window": 224}, "batch_size": 2}},
+    "window": {
+        "96": {"diffusion": {"window": 96}},
+        "80": {"diffusion": {"window": 80}},
+        "224, batch 2": {"diffusion": {"window": 224}, "batch_size": 2},
+    },
     "schedule": {"cosine": {"diffusion": {"schedule": "cosine"}}},
     "augmentation": {
         "none": {"augmentation": {"flip": False, "gamma": 0.0}},

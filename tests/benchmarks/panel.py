@@ -1,0 +1,46 @@
+"""A fixed panel for choosing how to sample: four validation cases, 24 neighbouring slices of each.
+
+Every slab is a small problem of its own: outside it the truth stands, so that the filter meets tissue at both ends.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+
+from brats_inpainting import metrics
+from brats_inpainting.data import cases, volume
+from brats_inpainting.data.volume import Scan
+from brats_inpainting.evaluate import examine
+from brats_inpainting.infer import LPS
+
+EVERY, SLICES = 4, 24
+
+
+@dataclass(frozen=True)
+class Slab:
+    """The slices of one case that are filled, and the truth that they are scored against."""
+
+    scan: Scan
+    truth_XYZ: np.ndarray
+    healthy_XYZ: np.ndarray
+
+    def scores(self, filled_XYZ):
+        found = metrics.score(filled_XYZ, self.truth_XYZ, self.scan.voided_XYZ, self.healthy_XYZ)
+        stripes = (metrics.stripe_index(volume_XYZ, self.healthy_XYZ) for volume_XYZ in (filled_XYZ, self.truth_XYZ))
+        return dict(zip(("ssim", "psnr", "mse", "stripes", "stripes_truth"), (*found[:3], *stripes), strict=True))
+
+
+def panel(folder: Path) -> list[Slab]:
+    """Take every fourth case, and its 24 neighbouring slices with most healthy voxels."""
+    return [slab(examine(case, {})) for case in cases.find(folder)[::EVERY]]
+
+
+def slab(exam):
+    voxels = np.convolve(exam.healthy_XYZ.sum(axis=(0, 1)), np.ones(SLICES), mode="valid")
+    inside_Z = np.isin(np.arange(exam.mask_XYZ.shape[2]), int(voxels.argmax()) + np.arange(SLICES))
+    mask_XYZ, healthy_XYZ = exam.mask_XYZ & inside_Z, exam.healthy_XYZ & inside_Z
+    images = (Nifti1Image(array.astype(np.float32), LPS) for array in (exam.truth_XYZ, mask_XYZ))
+    scan = volume.prepare(cases.examine(exam.id, *images, names=("truth", "mask")))
+    return Slab(scan, exam.truth_XYZ, healthy_XYZ)

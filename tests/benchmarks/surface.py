@@ -1,0 +1,120 @@
+"""Scores against network passes: samplers, steps, samples and noise, on the panel of panel.py.
+
+usage: python -m tests.benchmarks.surface --data-path VAL [--table docs/surface.csv] [--plot docs/surface.png]
+           [--weights FILE] [--precision fp32] [--most 50]
+
+Settings that stand in the table are not run again; the cheap ones come first, and --most leaves out more steps.
+"""
+
+import argparse
+import csv
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from tests.benchmarks.panel import panel
+
+from brats_inpainting import host
+from brats_inpainting.config import sampling
+from brats_inpainting.infer import Inpainter
+
+STEPS, SAMPLES = (1, 2, 4, 8, 10, 20, 50), (1, 4, 10)
+SOLVERS, NOISE = ("dpmpp_2m", "ddim", "heun"), ("independent", "shared", "slerp")
+LINES = dict(zip(SAMPLES, (":", "--", "-"), strict=True))
+KEYS = ("sampler", "steps", "noise", "samples", "case")
+COLUMNS = (*KEYS, "passes", "ssim", "psnr", "mse", "stripes", "stripes_truth")
+LABELS = {"ssim": "SSIM", "psnr": "PSNR, dB", "mse": "MSE", "stripes": "stripe index"}
+
+
+def main():
+    host.settle()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-path", type=Path, required=True)
+    parser.add_argument("--table", type=Path, default=Path("docs/surface.csv"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/surface.png"))
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--most", type=int, default=max(STEPS))
+    args = parser.parse_args()
+    loaded, slabs = Inpainter.load(args.weights, precision=args.precision), panel(args.data_path)
+    for setting in settings():
+        wanted = {name: getattr(setting, name) for name in ("sampler", "steps", "noise")}
+        if (setting.steps <= args.most or setting.sampler == "ddpm") and not has(args.table, wanted):
+            print(wanted, flush=True)
+            rows = measured(replace(loaded, sampling=setting), slabs)
+            write(args.table, [wanted | row for row in rows])
+    if args.table.exists():
+        draw(read(args.table), args.plot)
+
+
+def settings():
+    """List every way of sampling, the cheapest first; in one step all solvers are the same."""
+    solvers = [
+        sampling("fast", sampler=sampler, steps=steps, noise=noise, samples=max(SAMPLES))
+        for sampler, steps, noise in product(SOLVERS, STEPS, NOISE)
+        if steps > 1 or sampler == "dpmpp_2m"
+    ]
+    chains = [sampling("fast", sampler="ddpm", steps=steps, noise="independent") for steps in (100, 250, 1000)]
+    return sorted([*solvers, *chains], key=lambda setting: setting.passes * setting.samples)
+
+
+def measured(inpainter, slabs):
+    """Fill every slab, and score the means of the first 1, 4 and 10 samples."""
+    by_scan = {id(slab.scan): slab for slab in slabs}
+    for stack in inpainter.fill([slab.scan for slab in slabs], keep=True):
+        singles = np.stack(list(inpainter.single_samples(stack)))
+        for samples in (k for k in SAMPLES if k <= len(singles)):
+            passes = {"samples": samples, "case": stack.scan.id, "passes": samples * inpainter.sampling.passes}
+            yield passes | by_scan[id(stack.scan)].scores(singles[:samples].mean(axis=0))
+
+
+def read(table):
+    with table.open() as file:
+        return list(csv.DictReader(file))
+
+
+def has(table, wanted):
+    return table.exists() and any(all(row[k] == str(v) for k, v in wanted.items()) for row in read(table))
+
+
+def write(table, rows):
+    """Append a setting's rows at once."""
+    begun = table.exists()
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if not begun:
+            writer.writeheader()
+        writer.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def means(rows, score, **wanted):
+    """Return passes and a score's mean over the cases, of the rows that are as wanted."""
+    found = {}
+    for row in rows:
+        if all(row[key] == str(value) for key, value in wanted.items()):
+            found.setdefault(int(row["passes"]), []).append(float(row[score]))
+    return list(found), [np.mean(scores) for scores in found.values()]
+
+
+def draw(rows, path):
+    """Draw the scores by sampler with slerp, and the stripes by noise with DPM-Solver++."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    for axis, (score, label) in zip(axes.flat, LABELS.items(), strict=True):
+        key, values = ("noise", NOISE) if score == "stripes" else ("sampler", SOLVERS)
+        for (colour, value), samples in product(enumerate(values), SAMPLES):
+            wanted = {"sampler": "dpmpp_2m", "noise": "slerp", "samples": samples, key: value}
+            style = {"color": f"C{colour}", "ls": LINES[samples], "label": f"{value}, {samples} samples"}
+            axis.plot(*means(rows, score, **wanted), marker=".", **style)
+        axis.plot(*means(rows, score, sampler="ddpm"), "k-", marker="x", label="ddpm, 1 sample")
+        if score == "stripes":
+            axis.axhline(np.mean([float(row["stripes_truth"]) for row in rows]), color="k", lw=0.8, label="truth")
+        axis.set(xscale="log", xlabel="network passes a slice", ylabel=label)
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
