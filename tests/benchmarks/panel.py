@@ -4,6 +4,7 @@ Every slab is a small problem of its own: outside it the truth stands, so that t
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,15 @@ class Slab:
     truth_XYZ: np.ndarray
     healthy_XYZ: np.ndarray
 
+    @cached_property
+    def stripes_truth(self):
+        return metrics.stripe_index(self.truth_XYZ, self.healthy_XYZ)
+
     def scores(self, filled_XYZ):
         found = metrics.score(filled_XYZ, self.truth_XYZ, self.scan.voided_XYZ, self.healthy_XYZ)
-        stripes = (metrics.stripe_index(volume_XYZ, self.healthy_XYZ) for volume_XYZ in (filled_XYZ, self.truth_XYZ))
-        return dict(zip(("ssim", "psnr", "mse", "stripes", "stripes_truth"), (*found[:3], *stripes), strict=True))
+        stripes = metrics.stripe_index(filled_XYZ, self.healthy_XYZ)
+        scores = {"ssim": found.ssim, "psnr": found.psnr, "mse": found.mse}
+        return scores | {"stripes": stripes, "stripes_truth": self.stripes_truth}
 
 
 def panel(folder: Path) -> list[Slab]:

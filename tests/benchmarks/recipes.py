@@ -1,19 +1,21 @@
 """Which recipe trains best: one factor at a time, equal network FLOPs, scored on subjects that training never saw.
 
-usage: recipes.py --data TRAIN --validation VAL --work FOLDER [--table docs/recipes.csv] [--seed 0] [--factor NAME …]
+usage: python -m tests.benchmarks.recipes --data TRAIN --validation VAL --work FOLDER [--table docs/recipes.csv]
+           [--seed 0] [--factor NAME …]
 
-Every run is small.yaml with Muon, one change and 3200 windows: about six minutes on two cores without AVX-512. Budgets
-this short favour what learns fast; what pays only after many epochs, as augmentation does, a long training must tell.
+Every run is small.yaml with Muon, one change and 3200 windows: about seven minutes on two cores. Budgets this short
+favour what learns fast; what pays only after many epochs, as augmentation may, a long training must tell.
 A run that stands in the table is not repeated, and one that was stopped goes on.
 """
 
 import argparse
-import csv
 import json
 import re
 import subprocess
 import time
 from pathlib import Path
+
+from tests.benchmarks import rows
 
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.parameters import read_recipe
@@ -73,7 +75,6 @@ VARIANTS = {
         "two narrower blocks a level": {"unet": {"multipliers": [1, 1, 1, 2, 3], "blocks": 2}},
     },
 }
-COLUMNS = ("factor", "variant", "seed", "ssim", "psnr", "mse", "minutes", "commit")
 
 
 def main():
@@ -87,11 +88,11 @@ def main():
     for factor in args.factor:
         for variant, change in VARIANTS[factor].items():
             run = {"factor": factor, "variant": variant, "seed": args.seed}
-            if tuple(map(str, run.values())) not in done(args.table):
-                write(
-                    args.table,
-                    run | scores(change, args.work / re.sub(r"\W+", "-", "-".join(map(str, run.values()))), args),
-                )
+            if not rows.has(args.table, run):
+                folder = args.work / re.sub(r"\W+", "-", "-".join(map(str, run.values())))
+                found = run | scores(change, folder, args)
+                rows.append(args.table, [found])
+                print(found, flush=True)
 
 
 def scores(change, folder, args):
@@ -106,9 +107,9 @@ def scores(change, folder, args):
         cache_path=args.work / "cache",
         validation_path=args.validation,
     )
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in rows if "ssim" in row][-1]
-    return {name: f"{last[name]:.5f}" for name in ("ssim", "psnr", "mse")} | {
+    reports = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [report for report in reports if "ssim" in report][-1]
+    return {name: last[name] for name in ("ssim", "psnr", "mse")} | {
         "minutes": round((time.monotonic() - started) / 60),
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=SMALL.parent, capture_output=True, text=True, check=False
@@ -120,25 +121,6 @@ def changed(recipe, change):
     """Return a recipe with the named values replaced, at any depth."""
     merged = {key: changed(recipe[key], value) if isinstance(value, dict) else value for key, value in change.items()}
     return recipe | merged
-
-
-def done(table):
-    """Return the runs that stand in the table."""
-    if not table.exists():
-        return set()
-    with table.open() as file:
-        return {(row["factor"], row["variant"], row["seed"]) for row in csv.DictReader(file)}
-
-
-def write(table, row):
-    """Append a run to the table."""
-    begun = table.exists()
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not begun:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ Settings that stand in the table are not run again; the cheap ones come first, a
 """
 
 import argparse
-import csv
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+from tests.benchmarks import rows
 from tests.benchmarks.panel import panel
 
 from brats_inpainting import host
@@ -22,8 +22,6 @@ from brats_inpainting.infer import Inpainter
 STEPS, SAMPLES = (1, 2, 4, 8, 10, 20, 50), (1, 4, 10)
 SOLVERS, NOISE = ("dpmpp_2m", "ddim", "heun"), ("independent", "shared", "slerp")
 LINES = dict(zip(SAMPLES, (":", "--", "-"), strict=True))
-KEYS = ("sampler", "steps", "noise", "samples", "case")
-COLUMNS = (*KEYS, "passes", "ssim", "psnr", "mse", "stripes", "stripes_truth")
 LABELS = {"ssim": "SSIM", "psnr": "PSNR, dB", "mse": "MSE", "stripes": "stripe index"}
 
 
@@ -40,12 +38,11 @@ def main():
     loaded, slabs = Inpainter.load(args.weights, precision=args.precision), panel(args.data_path)
     for setting in settings():
         wanted = {name: getattr(setting, name) for name in ("sampler", "steps", "noise")}
-        if (setting.steps <= args.most or setting.sampler == "ddpm") and not has(args.table, wanted):
+        if (setting.steps <= args.most or setting.sampler == "ddpm") and not rows.has(args.table, wanted):
             print(wanted, flush=True)
-            rows = measured(replace(loaded, sampling=setting), slabs)
-            write(args.table, [wanted | row for row in rows])
-    if args.table.exists():
-        draw(read(args.table), args.plot)
+            found = measured(replace(loaded, sampling=setting), slabs)
+            rows.append(args.table, [wanted | row for row in found])
+    draw(rows.read(args.table), args.plot)
 
 
 def settings():
@@ -61,43 +58,24 @@ def settings():
 
 def measured(inpainter, slabs):
     """Fill every slab, and score the means of the first 1, 4 and 10 samples."""
-    by_scan = {id(slab.scan): slab for slab in slabs}
+    by_case = {slab.scan.id: slab for slab in slabs}
     for stack in inpainter.fill([slab.scan for slab in slabs], keep=True):
         singles = np.stack(list(inpainter.single_samples(stack)))
         for samples in (k for k in SAMPLES if k <= len(singles)):
             passes = {"samples": samples, "case": stack.scan.id, "passes": samples * inpainter.sampling.passes}
-            yield passes | by_scan[id(stack.scan)].scores(singles[:samples].mean(axis=0))
+            yield passes | by_case[stack.scan.id].scores(singles[:samples].mean(axis=0))
 
 
-def read(table):
-    with table.open() as file:
-        return list(csv.DictReader(file))
-
-
-def has(table, wanted):
-    return table.exists() and any(all(row[k] == str(v) for k, v in wanted.items()) for row in read(table))
-
-
-def write(table, rows):
-    """Append a setting's rows at once."""
-    begun = table.exists()
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not begun:
-            writer.writeheader()
-        writer.writerows({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
-
-def means(rows, score, **wanted):
+def means(table, score, **wanted):
     """Return passes and a score's mean over the cases, of the rows that are as wanted."""
     found = {}
-    for row in rows:
+    for row in table:
         if all(row[key] == str(value) for key, value in wanted.items()):
             found.setdefault(int(row["passes"]), []).append(float(row[score]))
     return list(found), [np.mean(scores) for scores in found.values()]
 
 
-def draw(rows, path):
+def draw(table, path):
     """Draw the scores by sampler with slerp, and the stripes by noise with DPM-Solver++."""
     import matplotlib.pyplot as plt
 
@@ -107,10 +85,10 @@ def draw(rows, path):
         for (colour, value), samples in product(enumerate(values), SAMPLES):
             wanted = {"sampler": "dpmpp_2m", "noise": "slerp", "samples": samples, key: value}
             style = {"color": f"C{colour}", "ls": LINES[samples], "label": f"{value}, {samples} samples"}
-            axis.plot(*means(rows, score, **wanted), marker=".", **style)
-        axis.plot(*means(rows, score, sampler="ddpm"), "k-", marker="x", label="ddpm, 1 sample")
+            axis.plot(*means(table, score, **wanted), marker=".", **style)
+        axis.plot(*means(table, score, sampler="ddpm"), "k-", marker="x", label="ddpm, 1 sample")
         if score == "stripes":
-            axis.axhline(np.mean([float(row["stripes_truth"]) for row in rows]), color="k", lw=0.8, label="truth")
+            axis.axhline(np.mean([float(row["stripes_truth"]) for row in table]), color="k", lw=0.8, label="truth")
         axis.set(xscale="log", xlabel="network passes a slice", ylabel=label)
         axis.legend(fontsize=7)
     figure.savefig(path, dpi=110)
