@@ -46,7 +46,15 @@ def panel(folder: Path) -> list[Slab]:
 def slab(exam):
     voxels = np.convolve(exam.healthy_XYZ.sum(axis=(0, 1)), np.ones(SLICES), mode="valid")
     inside_Z = np.isin(np.arange(exam.mask_XYZ.shape[2]), int(voxels.argmax()) + np.arange(SLICES))
-    mask_XYZ, healthy_XYZ = exam.mask_XYZ & inside_Z, exam.healthy_XYZ & inside_Z
-    images = (Nifti1Image(array.astype(np.float32), LPS) for array in (exam.truth_XYZ, mask_XYZ))
-    scan = volume.prepare(cases.examine(exam.id, *images, names=("truth", "mask")))
-    return Slab(scan, exam.truth_XYZ, healthy_XYZ)
+    return built(exam.id, exam.truth_XYZ, exam.mask_XYZ & inside_Z, exam.healthy_XYZ & inside_Z)
+
+
+def mirrored(slab):
+    """Exchange left and right."""
+    return built(slab.scan.id, slab.truth_XYZ[::-1], slab.scan.mask_XYZ[::-1], slab.healthy_XYZ[::-1])
+
+
+def built(case, truth_XYZ, mask_XYZ, healthy_XYZ):
+    images = (Nifti1Image(array.astype(np.float32), LPS) for array in (truth_XYZ, mask_XYZ))
+    scan = volume.prepare(cases.examine(case, *images, names=("truth", "mask")))
+    return Slab(scan, truth_XYZ, healthy_XYZ)

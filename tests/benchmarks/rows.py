@@ -2,6 +2,8 @@
 
 import csv
 
+import numpy as np
+
 
 def read(table):
     """Return the rows so far, all values as text."""
@@ -25,3 +27,16 @@ def append(table, rows):
         if not begun:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def grouped(table, *keys):
+    """Return the rows by their values of these columns, in the table's order."""
+    groups = {}
+    for row in read(table):
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def means(found, *scores):
+    """Return the means of some columns as the cells of a Markdown table."""
+    return " | ".join(f"{np.mean([float(row[score]) for row in found]):.4g}" for score in scores) + " |"

@@ -1,0 +1,115 @@
+"""How samples become a fill, one factor at a time, on the panel of panel.py.
+
+usage: python -m tests.benchmarks.choices --data-path VAL [--table docs/choices.csv] [--weights FILE] [--run FOLDER]
+
+Every line changes one thing in the preset fast. --run is a training run of the same network: the moving averages in its
+last state are compared too. Lines that stand in the table are not run again.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from tests.benchmarks import rows
+from tests.benchmarks.panel import mirrored, panel
+
+from brats_inpainting import host
+from brats_inpainting.config import TrainConfig
+from brats_inpainting.data import volume
+from brats_inpainting.diffusion import noise
+from brats_inpainting.infer import Inpainter
+
+
+def main():
+    host.settle()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-path", type=Path, required=True)
+    parser.add_argument("--table", type=Path, default=Path("docs/choices.csv"))
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--run", type=Path)
+    args = parser.parse_args()
+    slabs, fast = panel(args.data_path), Inpainter.load(args.weights)
+    for factor, variant, fill in [*ways(fast), *averages(fast, args.run)]:
+        wanted = {"factor": factor, "variant": variant}
+        if not rows.has(args.table, wanted):
+            rows.append(args.table, [wanted | {"case": s.scan.id} | s.scores(fill(s)) for s in slabs])
+    print("| factor | variant | SSIM | PSNR | MSE | stripes | truth's |\n|---|---|---|---|---|---|---|")
+    for (factor, variant), found in rows.grouped(args.table, "factor", "variant").items():
+        print(f"| {factor} | {variant} |", rows.means(found, "ssim", "psnr", "mse", "stripes", "stripes_truth"))
+
+
+def ways(fast):
+    """List factor, variant, and the function that fills a slab so."""
+    for sigma in (0, 0.5, 1.075):
+        yield "smoothing", sigma, filling(fast, smoothing=sigma)
+    yield "smoothing", "1.075 along z only", filling(fast, smoothing=(0, 0, 1.075))
+    low, high = fast.weights.diffusion.image_range
+    for name, clamp in {"[0, 1]": (low, high), "[-1, 1]": (2 * low - high, high)}.items():
+        yield "images clamped to", name, filling(meaning(fast, clamp=clamp))
+    yield "intensities", "exact inverse", filling(fast)
+    yield "intensities", "the paper's percentiles", lambda slab: rescaled(fast, slab)
+    for distance in (2, 4, 8, 16, 32):
+        yield "slices between the anchors of slerp", distance, lambda slab, d=distance: anchored(fast, d, slab)
+    yield "two samples", "of the scan", filling(fast, samples=2)
+    yield "two samples", "of the scan and its mirror image", lambda slab: with_mirror_image(fast, slab)
+
+
+def averages(fast, run):
+    """List the moving averages of a training run, and the network without one, as ``ways`` does."""
+    if run is None:
+        return
+    stored = torch.load(max((run / "state").glob("*.pt")), map_location="cpu", weights_only=True)
+    rates = TrainConfig.model_validate_json(stored["config"]).ema
+    for rate, state in [(0, stored["network"]), *zip(rates, stored["averages"], strict=True)]:
+        own = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
+        yield "EMA", rate, lambda slab, state=own: averaged(fast, state, slab)
+
+
+def filling(inpainter, **changes):
+    """Return a function that fills a slab, with changed sampling; the changes are not validated."""
+    changed = replace(inpainter, sampling=inpainter.sampling.model_copy(update=changes))
+    return lambda slab: changed.finish(sampled(changed, slab))[0]
+
+
+def sampled(inpainter, slab):
+    return next(inpainter.fill([slab.scan]))
+
+
+def meaning(inpainter, **changes):
+    """Change what the network's numbers mean."""
+    diffusion = inpainter.weights.diffusion.model_copy(update=changes)
+    return replace(inpainter, weights=replace(inpainter.weights, diffusion=diffusion))
+
+
+def rescaled(inpainter, slab):
+    """Take the inside from the paper's rescaling of the whole volume."""
+    stack = sampled(inpainter, slab)
+    everywhere_XYZ = slab.scan.everywhere(volume.smooth(stack.mean_HWS, inpainter.sampling.smoothing))
+    return np.where(slab.scan.mask_XYZ, everywhere_XYZ, slab.scan.voided_XYZ)
+
+
+def anchored(inpainter, distance, slab):
+    with patch.object(noise, "ANCHOR_DISTANCE", distance):
+        return filling(inpainter)(slab)
+
+
+def with_mirror_image(inpainter, slab):
+    own_XYZ, other_XYZ = (filling(inpainter)(one) for one in (slab, mirrored(slab)))
+    return (own_XYZ + other_XYZ[::-1]) / 2
+
+
+def averaged(inpainter, state, slab):
+    own = inpainter.weights.network.state_dict()
+    kept = {name: value.clone() for name, value in own.items()}
+    inpainter.weights.network.load_state_dict(state)
+    try:
+        return filling(inpainter)(slab)
+    finally:
+        inpainter.weights.network.load_state_dict(kept)
+
+
+if __name__ == "__main__":
+    main()
