@@ -44,7 +44,7 @@ def main():
 def ways(fast):
     """List factor, variant, and the function that fills a slab so."""
     for sigma in (0, 0.5, 1.075):
-        yield "smoothing", sigma, filling(fast, smoothing=sigma)
+        yield "smoothing", str(sigma), filling(fast, smoothing=sigma)
     yield "smoothing", "1.075 along z only", filling(fast, smoothing=(0, 0, 1.075))
     low, high = fast.weights.diffusion.image_range
     for name, clamp in {"[0, 1]": (low, high), "[-1, 1]": (2 * low - high, high)}.items():
@@ -52,7 +52,7 @@ def ways(fast):
     yield "intensities", "exact inverse", filling(fast)
     yield "intensities", "the paper's percentiles", lambda slab: rescaled(fast, slab)
     for distance in (2, 4, 8, 16, 32):
-        yield "slices between the anchors of slerp", distance, lambda slab, d=distance: anchored(fast, d, slab)
+        yield "slices between the anchors of slerp", str(distance), lambda slab, d=distance: anchored(fast, d, slab)
     yield "two samples", "of the scan", filling(fast, samples=2)
     yield "two samples", "of the scan and its mirror image", lambda slab: with_mirror_image(fast, slab)
 
@@ -65,7 +65,7 @@ def averages(fast, run):
     rates = TrainConfig.model_validate_json(stored["config"]).ema
     for rate, state in [(0, stored["network"]), *zip(rates, stored["averages"], strict=True)]:
         own = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
-        yield "EMA", rate, lambda slab, state=own: averaged(fast, state, slab)
+        yield "EMA", str(rate), lambda slab, state=own: averaged(fast, state, slab)
 
 
 def filling(inpainter, **changes):

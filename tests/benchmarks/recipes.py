@@ -3,7 +3,7 @@
 usage: python -m tests.benchmarks.recipes --data TRAIN --validation VAL --work FOLDER [--table docs/recipes.csv]
            [--seed 0] [--factor NAME …]
 
-Every run is small.yaml with Muon, one change and 3200 windows: about seven minutes on two cores. Budgets this short
+Every run is small-1.yaml with Muon, one change and 3200 windows: about seven minutes on two cores. Budgets this short
 favour what learns fast; what pays only after many epochs, as augmentation may, a long training must tell.
 A run that stands in the table is not repeated, and one that was stopped goes on.
 """
@@ -21,7 +21,7 @@ from brats_inpainting.config import TrainConfig
 from brats_inpainting.parameters import read_recipe
 from brats_inpainting.train import train
 
-SMALL = Path(__file__).parents[2] / "workspace" / "parameters" / "small.yaml"
+SMALL = Path(__file__).parents[2] / "workspace" / "parameters" / "small-1.yaml"
 BUDGET = {
     "compile": True,
     "optimiser": "muon",
