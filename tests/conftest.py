@@ -1,5 +1,7 @@
 """Small brains, small networks, and cases on disk."""
 
+import logging
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -76,6 +78,16 @@ def write_cases(root, weights, number):
         write_case(root / "data", f"case-{seed}", shape=(48, 48, 8), seed=seed)
     (root / "tiny.safetensors").symlink_to(weights)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _our_log_is_left_as_it_was():
+    """The command line takes the package's log over; the next test may want to read it."""
+    ours = logging.getLogger("brats_inpainting")
+    level, propagate, handlers = ours.level, ours.propagate, ours.handlers
+    yield
+    ours.setLevel(level)
+    ours.propagate, ours.handlers = propagate, handlers
 
 
 @pytest.fixture(scope="session")
