@@ -81,13 +81,11 @@ def write_cases(root, weights, number):
 
 
 @pytest.fixture(autouse=True)
-def _our_log_is_left_as_it_was():
-    """The command line takes the package's log over; the next test may want to read it."""
+def _a_log_that_nobody_has_taken_over():
+    """The command line takes the package's log for itself, in fixtures too; the next test may want to read it."""
     ours = logging.getLogger("brats_inpainting")
-    level, propagate, handlers = ours.level, ours.propagate, ours.handlers
-    yield
-    ours.setLevel(level)
-    ours.propagate, ours.handlers = propagate, handlers
+    ours.setLevel(logging.NOTSET)
+    ours.propagate, ours.handlers = True, []
 
 
 @pytest.fixture(scope="session")
