@@ -188,6 +188,28 @@ def export(weights: dict[str, torch.Tensor], config: TrainConfig, step: int, pat
     checkpoint.save(path, weights, unet=config.unet, diffusion=config.diffusion, ema=True, notes=notes)
 
 
+def read(path: Path) -> tuple[dict[str, Any], TrainConfig, dict[float, dict[str, torch.Tensor]]]:
+    """Return what a state holds, its recipe, and the parameters of every moving average by its rate.
+
+    Args:
+        path: a file of a run's ``state`` folder, or the run's own folder for the newest.
+
+    Raises:
+        ConfigError: when the file is no state of a training run.
+    """
+    path = max((path / "state").glob("*.pt"), default=path)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored["step"] = int(stored["step"])
+        config = TrainConfig.model_validate_json(stored["config"])
+        averages = [
+            {k.removeprefix("module."): v for k, v in kept.items() if k != "n_averaged"} for kept in stored["averages"]
+        ]
+        return stored, config, dict(zip(config.ema, averages, strict=True))
+    except Exception as error:  # damaged bytes can make torch's reader raise anything
+        raise ConfigError(f"{path}: not a state of a training run ({type(error).__name__})") from error
+
+
 def export_state(path: Path, folder: Path) -> list[Path]:
     """Write what a state holds for others: ours, and guided-diffusion's own files.
 
@@ -199,22 +221,15 @@ def export_state(path: Path, folder: Path) -> list[Path]:
     Raises:
         ConfigError: when the file is no state of a training run.
     """
-    path = max((path / "state").glob("*.pt"), default=path)
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        config, step = TrainConfig.model_validate_json(stored["config"]), int(stored["step"])
-    except Exception as error:  # damaged bytes can make torch's reader raise anything
-        raise ConfigError(f"{path}: not a state of a training run ({type(error).__name__})") from error
-    averages = [
-        {k.removeprefix("module."): v for k, v in kept.items() if k != "n_averaged"} for kept in stored["averages"]
-    ]
+    stored, config, averages = read(path)
+    step = stored["step"]
     make_writable(folder)
     if config.diffusion != DiffusionConfig():
         log.warning("a .pt has no room for %s: infer needs the .safetensors", config.diffusion)
     ours = folder / f"weights-{step:06d}.safetensors"
-    export(averages[0], config, step, ours, origin=stored.get("origin", ""))
+    export(averages[config.ema[0]], config, step, ours, origin=stored.get("origin", ""))
     written = {folder / f"savedmodel{step:06d}.pt": stored["network"]}
-    for rate, weights in zip(config.ema, averages, strict=True):
+    for rate, weights in averages.items():
         written[folder / f"emasavedmodel_{rate}_{step:06d}.pt"] = weights
     for target, weights in written.items():
         torch.save(weights, target)

@@ -7,17 +7,16 @@ last state are compared too. Lines that stand in the table are not run again.
 """
 
 import argparse
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import torch
 from tests.benchmarks import rows
 from tests.benchmarks.panel import mirrored, panel
 
-from brats_inpainting import host
-from brats_inpainting.config import TrainConfig
+from brats_inpainting import host, state
 from brats_inpainting.data import volume
 from brats_inpainting.diffusion import noise
 from brats_inpainting.infer import Inpainter
@@ -61,11 +60,11 @@ def averages(fast, run):
     """List the moving averages of a training run, and the network without one, as ``ways`` does."""
     if run is None:
         return
-    stored = torch.load(max((run / "state").glob("*.pt")), map_location="cpu", weights_only=True)
-    rates = TrainConfig.model_validate_json(stored["config"]).ema
-    for rate, state in [(0, stored["network"]), *zip(rates, stored["averages"], strict=True)]:
-        own = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
-        yield "EMA", str(rate), lambda slab, state=own: averaged(fast, state, slab)
+    stored, _, kept = state.read(run)
+    for rate, parameters in ({0: stored["network"]} | kept).items():
+        network = deepcopy(fast.weights.network)
+        network.load_state_dict(parameters)
+        yield "EMA", str(rate), filling(replace(fast, weights=replace(fast.weights, network=network)))
 
 
 def filling(inpainter, **changes):
@@ -99,16 +98,6 @@ def anchored(inpainter, distance, slab):
 def with_mirror_image(inpainter, slab):
     own_XYZ, other_XYZ = (filling(inpainter)(one) for one in (slab, mirrored(slab)))
     return (own_XYZ + other_XYZ[::-1]) / 2
-
-
-def averaged(inpainter, state, slab):
-    own = inpainter.weights.network.state_dict()
-    kept = {name: value.clone() for name, value in own.items()}
-    inpainter.weights.network.load_state_dict(state)
-    try:
-        return filling(inpainter)(slab)
-    finally:
-        inpainter.weights.network.load_state_dict(kept)
 
 
 if __name__ == "__main__":
