@@ -12,7 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 from yaml.constructor import SafeConstructor
 
-from brats_inpainting.config import Augmentation, DiffusionConfig, SamplingConfig, TrainConfig, UNetConfig
+from brats_inpainting.config import PRESETS, Augmentation, DiffusionConfig, SamplingConfig, TrainConfig, UNetConfig
 from brats_inpainting.errors import ConfigError
 
 MAX_BYTES = 100_000
@@ -33,7 +33,7 @@ Respacing = Annotated[str, BeforeValidator(str), Field(pattern=r"^((ddim)?[1-9][
 class _File(SamplingConfig):
     """Every key that a file may have; a ``Literal`` of one value is what our network cannot be told otherwise."""
 
-    preset: Literal["fast", "paper"] | None = None
+    preset: Annotated[str, Field(pattern=f"^({'|'.join(PRESETS)})$")] | None = None
     seed: NonNegativeInt | None = None
     device: str | None = None
     batch_size: PositiveInt | None = None

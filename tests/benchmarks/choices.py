@@ -1,8 +1,9 @@
 """How samples become a fill, one factor at a time, on the panel of panel.py.
 
-usage: python -m tests.benchmarks.choices --data-path VAL [--table docs/choices.csv] [--weights FILE] [--run FOLDER]
+usage: python -m tests.benchmarks.choices --data-path VAL [--preset fast] [--table docs/choices.csv] [--weights FILE]
+           [--run FOLDER]
 
-Every line changes one thing in the preset fast. --run is a training run of the same network: the moving averages in its
+Every line changes one thing in the preset. --run is a training run of the same network: the moving averages in its
 last state are compared too. Lines that stand in the table are not run again.
 """
 
@@ -17,6 +18,7 @@ from tests.benchmarks import rows
 from tests.benchmarks.panel import mirrored, panel
 
 from brats_inpainting import host, state
+from brats_inpainting.config import DEFAULT_PRESET
 from brats_inpainting.data import volume
 from brats_inpainting.diffusion import noise
 from brats_inpainting.infer import Inpainter
@@ -26,45 +28,46 @@ def main():
     host.settle()
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-path", type=Path, required=True)
+    parser.add_argument("--preset", default=DEFAULT_PRESET)
     parser.add_argument("--table", type=Path, default=Path("docs/choices.csv"))
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--run", type=Path)
     args = parser.parse_args()
-    slabs, fast = panel(args.data_path), Inpainter.load(args.weights)
-    for factor, variant, fill in [*ways(fast), *averages(fast, args.run)]:
-        wanted = {"factor": factor, "variant": variant}
+    slabs, base = panel(args.data_path), Inpainter.load(args.weights, preset=args.preset)
+    for factor, variant, fill in [*ways(base), *averages(base, args.run)]:
+        wanted = {"preset": args.preset, "factor": factor, "variant": variant}
         if not rows.has(args.table, wanted):
             rows.append(args.table, [wanted | {"case": s.scan.id} | s.scores(fill(s)) for s in slabs])
-    print("| factor | variant | SSIM | PSNR | MSE | stripes | truth's |\n|---|---|---|---|---|---|---|")
-    for (factor, variant), found in rows.grouped(args.table, "factor", "variant").items():
-        print(f"| {factor} | {variant} |", rows.means(found, "ssim", "psnr", "mse", "stripes", "stripes_truth"))
+    print("| preset | factor | variant | SSIM | PSNR | MSE | stripes | truth's |\n|" + "---|" * 8)
+    for group, found in rows.grouped(args.table, "preset", "factor", "variant").items():
+        print("|", " | ".join(group), "|", rows.means(found, "ssim", "psnr", "mse", "stripes", "stripes_truth"))
 
 
-def ways(fast):
+def ways(base):
     """List factor, variant, and the function that fills a slab so."""
     for sigma in (0, 0.5, 1.075):
-        yield "smoothing", str(sigma), filling(fast, smoothing=sigma)
-    yield "smoothing", "1.075 along z only", filling(fast, smoothing=(0, 0, 1.075))
-    low, high = fast.weights.diffusion.image_range
+        yield "smoothing", str(sigma), filling(base, smoothing=sigma)
+    yield "smoothing", "1.075 along z only", filling(base, smoothing=(0, 0, 1.075))
+    low, high = base.weights.diffusion.image_range
     for name, clamp in {"[0, 1]": (low, high), "[-1, 1]": (2 * low - high, high)}.items():
-        yield "images clamped to", name, filling(meaning(fast, clamp=clamp))
-    yield "intensities", "exact inverse", filling(fast)
-    yield "intensities", "the paper's percentiles", lambda slab: rescaled(fast, slab)
+        yield "images clamped to", name, filling(meaning(base, clamp=clamp))
+    yield "intensities", "exact inverse", filling(base)
+    yield "intensities", "the paper's percentiles", lambda slab: rescaled(base, slab)
     for distance in (2, 4, 8, 16, 32):
-        yield "slices between the anchors of slerp", str(distance), lambda slab, d=distance: anchored(fast, d, slab)
-    yield "two samples", "of the scan", filling(fast, samples=2)
-    yield "two samples", "of the scan and its mirror image", lambda slab: with_mirror_image(fast, slab)
+        yield "slices between the anchors of slerp", str(distance), lambda slab, d=distance: anchored(base, d, slab)
+    yield "two samples", "of the scan", filling(base, samples=2)
+    yield "two samples", "of the scan and its mirror image", lambda slab: with_mirror_image(base, slab)
 
 
-def averages(fast, run):
+def averages(base, run):
     """List the moving averages of a training run, and the network without one, as ``ways`` does."""
     if run is None:
         return
     stored, _, kept = state.read(run)
     for rate, parameters in ({0: stored["network"]} | kept).items():
-        network = deepcopy(fast.weights.network)
+        network = deepcopy(base.weights.network)
         network.load_state_dict(parameters)
-        yield "EMA", str(rate), filling(replace(fast, weights=replace(fast.weights, network=network)))
+        yield "EMA", str(rate), filling(replace(base, weights=replace(base.weights, network=network)))
 
 
 def filling(inpainter, **changes):
