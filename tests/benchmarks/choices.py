@@ -3,29 +3,32 @@
 usage: python -m tests.benchmarks.choices --data-path VAL [--preset fast] [--table docs/choices.csv] [--weights FILE]
            [--run FOLDER]
 
-Every line changes one thing in the preset. --run is a training run of the same network: the moving averages in its
-last state are compared too. Lines that stand in the table are not run again.
+Every line changes one thing in the preset, and is the mean of four seeds. --run is a training run of the same network:
+the moving averages in its last state are compared too. Lines that stand in the table are not run again.
 """
 
 import argparse
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from tests.benchmarks import rows
-from tests.benchmarks.panel import mirrored, panel
 
-from brats_inpainting import host, state
+from brats_inpainting import state
 from brats_inpainting.config import DEFAULT_PRESET
 from brats_inpainting.data import volume
 from brats_inpainting.diffusion import noise
 from brats_inpainting.infer import Inpainter
+from tests.benchmarks import rows
+from tests.benchmarks.panel import mirrored, panel
+
+SEEDS = 4
 
 
 def main():
-    host.settle()
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--preset", default=DEFAULT_PRESET)
@@ -35,9 +38,11 @@ def main():
     args = parser.parse_args()
     slabs, base = panel(args.data_path), Inpainter.load(args.weights, preset=args.preset)
     for factor, variant, fill in [*ways(base), *averages(base, args.run)]:
-        wanted = {"preset": args.preset, "factor": factor, "variant": variant}
+        wanted = {"preset": args.preset, "factor": factor, "variant": variant} | rows.of(base)
         if not rows.has(args.table, wanted):
-            rows.append(args.table, [wanted | {"case": s.scan.id} | s.scores(fill(s)) for s in slabs])
+            print(wanted, flush=True)
+            runs = product(range(SEEDS), slabs)
+            rows.append(args.table, [wanted | {"seed": n, "case": s.scan.id} | s.scores(fill(s, n)) for n, s in runs])
     print("| preset | factor | variant | SSIM | PSNR | MSE | stripes | truth's |\n|" + "---|" * 8)
     for group, found in rows.grouped(args.table, "preset", "factor", "variant").items():
         print("|", " | ".join(group), "|", rows.means(found, "ssim", "psnr", "mse", "stripes", "stripes_truth"))
@@ -52,11 +57,11 @@ def ways(base):
     for name, clamp in {"[0, 1]": (low, high), "[-1, 1]": (2 * low - high, high)}.items():
         yield "images clamped to", name, filling(meaning(base, clamp=clamp))
     yield "intensities", "exact inverse", filling(base)
-    yield "intensities", "the paper's percentiles", lambda slab: rescaled(base, slab)
+    yield "intensities", "the paper's percentiles", partial(rescaled, base)
     for distance in (2, 4, 8, 16, 32):
-        yield "slices between the anchors of slerp", str(distance), lambda slab, d=distance: anchored(base, d, slab)
+        yield "slices between the anchors of slerp", str(distance), partial(anchored, base, distance)
     yield "two samples", "of the scan", filling(base, samples=2)
-    yield "two samples", "of the scan and its mirror image", lambda slab: with_mirror_image(base, slab)
+    yield "two samples", "of the scan and its mirror image", partial(with_mirror_image, base)
 
 
 def averages(base, run):
@@ -71,13 +76,13 @@ def averages(base, run):
 
 
 def filling(inpainter, **changes):
-    """Return a function that fills a slab, with changed sampling; the changes are not validated."""
+    """Return a function that fills a slab by a seed, with changed sampling; the changes are not validated."""
     changed = replace(inpainter, sampling=inpainter.sampling.model_copy(update=changes))
-    return lambda slab: changed.finish(sampled(changed, slab))[0]
+    return lambda slab, seed: changed.finish(sampled(changed, slab, seed))[0]
 
 
-def sampled(inpainter, slab):
-    return next(inpainter.fill([slab.scan]))
+def sampled(inpainter, slab, seed):
+    return next(inpainter.fill([slab.scan], seed=seed))
 
 
 def meaning(inpainter, **changes):
@@ -86,20 +91,21 @@ def meaning(inpainter, **changes):
     return replace(inpainter, weights=replace(inpainter.weights, diffusion=diffusion))
 
 
-def rescaled(inpainter, slab):
-    """Take the inside from the paper's rescaling of the whole volume."""
-    stack = sampled(inpainter, slab)
-    everywhere_XYZ = slab.scan.everywhere(volume.smooth(stack.mean_HWS, inpainter.sampling.smoothing))
-    return np.where(slab.scan.mask_XYZ, everywhere_XYZ, slab.scan.voided_XYZ)
+def rescaled(inpainter, slab, seed):
+    """Fill, and map the intensities back as the paper does instead of exactly."""
+    scan, mean_HWS = slab.scan, sampled(inpainter, slab, seed).mean_HWS
+    smoothed_HWS = volume.smooth(np.where(scan.mask_HWS, mean_HWS, scan.image_HWS), inpainter.sampling.smoothing)
+    everywhere_XYZ = scan.everywhere(np.where(scan.mask_HWS, smoothed_HWS, scan.image_HWS))
+    return np.where(scan.mask_XYZ, everywhere_XYZ, scan.voided_XYZ)
 
 
-def anchored(inpainter, distance, slab):
+def anchored(inpainter, distance, slab, seed):
     with patch.object(noise, "ANCHOR_DISTANCE", distance):
-        return filling(inpainter)(slab)
+        return filling(inpainter, noise="slerp")(slab, seed)
 
 
-def with_mirror_image(inpainter, slab):
-    own_XYZ, other_XYZ = (filling(inpainter)(one) for one in (slab, mirrored(slab)))
+def with_mirror_image(inpainter, slab, seed):
+    own_XYZ, other_XYZ = (filling(inpainter, samples=1)(one, seed) for one in (slab, mirrored(slab)))
     return (own_XYZ + other_XYZ[::-1]) / 2
 
 

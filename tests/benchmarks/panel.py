@@ -1,6 +1,7 @@
 """A fixed panel for choosing how to sample: four validation cases, 24 neighbouring slices of each.
 
-Every slab is a small problem of its own: outside it the truth stands, so that the filter meets tissue at both ends.
+Every slab is a small problem of its own: outside it the truth stands, so that the filter meets tissue at both ends,
+about 3 % of what it averages. The network sees nothing of that.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from brats_inpainting.data.volume import Scan
 from brats_inpainting.evaluate import examine
 from brats_inpainting.infer import LPS
 
-EVERY, SLICES = 4, 24
+CASES, EVERY, SLICES = 4, 4, 24
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Slab:
 
 def panel(folder: Path) -> list[Slab]:
     """Take every fourth case, and its 24 neighbouring slices with most healthy voxels."""
-    return [slab(examine(case, {})) for case in cases.find(folder)[::EVERY]]
+    slabs = [slab(examine(case, {})) for case in cases.find(folder)[::EVERY]]
+    assert [slab.healthy_XYZ.any(axis=(0, 1)).sum() for slab in slabs] == CASES * [SLICES], "not the data of the panel"
+    return slabs
 
 
 def slab(exam):

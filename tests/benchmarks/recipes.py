@@ -15,11 +15,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.benchmarks import rows
-
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.parameters import read_recipe
 from brats_inpainting.train import train
+from tests.benchmarks import rows
 
 SMALL = Path(__file__).parents[2] / "workspace" / "parameters" / "small-1.yaml"
 BUDGET = {

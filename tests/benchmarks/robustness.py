@@ -1,6 +1,6 @@
 """What it costs the bundled weights when scans look different: the same cases, changed, filled and scored.
 
-usage: robustness.py --data-path FOLDER [--weights FILE]
+usage: python -m tests.benchmarks.robustness --data-path FOLDER [--weights FILE]
 
 The truth is changed with the scan, so that the scores say how well the changed brain was filled. What is random follows
 from the case's name.

@@ -19,14 +19,19 @@ def has(table, wanted):
 
 
 def append(table, rows):
-    """Add rows of the same columns at once; floats get five decimals."""
-    rows = [{k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    begun = table.exists()
-    with table.open("a", newline="") as file:
+    """Add rows of the same columns at once; floats get six digits."""
+    rows = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    begun = bool(read(table))
+    with table.open("a" if begun else "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         if not begun:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def of(inpainter):
+    """Return the columns that tell one network's rows from another's."""
+    return {"weights": inpainter.weights.sha256[:8], "precision": inpainter.precision}
 
 
 def grouped(table, *keys):

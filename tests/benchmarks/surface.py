@@ -12,21 +12,20 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+
+from brats_inpainting.config import sampling
+from brats_inpainting.infer import Inpainter
 from tests.benchmarks import rows
 from tests.benchmarks.panel import panel
 
-from brats_inpainting import host
-from brats_inpainting.config import sampling
-from brats_inpainting.infer import Inpainter
-
 STEPS, SAMPLES = (1, 2, 4, 8, 10, 20, 50), (1, 4, 10)
 SOLVERS, NOISE = ("dpmpp_2m", "ddim", "heun"), ("independent", "shared", "slerp")
+FINISHES = {"filtered": {}, "raw": {"smoothing": 0}, "paper's": {"replace": "slices"}}
 LINES = dict(zip(SAMPLES, (":", "--", "-"), strict=True))
 LABELS = {"ssim": "SSIM", "psnr": "PSNR, dB", "mse": "MSE", "stripes": "stripe index"}
 
 
 def main():
-    host.settle()
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--table", type=Path, default=Path("docs/surface.csv"))
@@ -37,7 +36,7 @@ def main():
     args = parser.parse_args()
     loaded, slabs = Inpainter.load(args.weights, precision=args.precision), panel(args.data_path)
     for setting in settings():
-        wanted = {name: getattr(setting, name) for name in ("sampler", "steps", "noise")}
+        wanted = rows.of(loaded) | {name: getattr(setting, name) for name in ("sampler", "steps", "noise")}
         if (setting.steps <= args.most or setting.sampler == "ddpm") and not rows.has(args.table, wanted):
             print(wanted, flush=True)
             found = measured(replace(loaded, sampling=setting), slabs)
@@ -57,13 +56,20 @@ def settings():
 
 
 def measured(inpainter, slabs):
-    """Fill every slab, and score the means of the first 1, 4 and 10 samples."""
-    by_case = {slab.scan.id: slab for slab in slabs}
+    """Fill every slab, and score means of 1, 4 and 10 samples, each the average over two sets of them if there are."""
+    by_case, setting = {slab.scan.id: slab for slab in slabs}, inpainter.sampling
     for stack in inpainter.fill([slab.scan for slab in slabs], keep=True):
-        singles = np.stack(list(inpainter.single_samples(stack)))
-        for samples in (k for k in SAMPLES if k <= len(singles)):
-            passes = {"samples": samples, "case": stack.scan.id, "passes": samples * inpainter.sampling.passes}
-            yield passes | by_case[stack.scan.id].scores(singles[:samples].mean(axis=0))
+        slab = by_case[stack.scan.id]
+        for finish, changes in FINISHES.items():
+            if finish == "paper's" and setting.sampler != "ddpm":
+                continue
+            finisher = replace(inpainter, sampling=setting.model_copy(update=changes))
+            singles = np.stack(list(finisher.single_samples(stack)))
+            for samples in (k for k in SAMPLES if k <= len(singles)):
+                sets = [singles[start : start + samples] for start in range(0, len(singles), samples)][:2]
+                scores = [slab.scores(one.mean(axis=0)) for one in sets if len(one) == samples]
+                told = {"finish": finish, "samples": samples, "case": slab.scan.id, "passes": samples * setting.passes}
+                yield told | {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
 
 def means(table, score, **wanted):
@@ -76,20 +82,22 @@ def means(table, score, **wanted):
 
 
 def draw(table, path):
-    """Draw the scores by sampler with slerp, and the stripes by noise with DPM-Solver++."""
+    """Draw the scores by sampler with slerp, and the stripes of unfiltered fills by noise with DPM-Solver++."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
     for axis, (score, label) in zip(axes.flat, LABELS.items(), strict=True):
-        key, values = ("noise", NOISE) if score == "stripes" else ("sampler", SOLVERS)
+        key, values, finish = ("noise", NOISE, "raw") if score == "stripes" else ("sampler", SOLVERS, "filtered")
         for (colour, value), samples in product(enumerate(values), SAMPLES):
-            wanted = {"sampler": "dpmpp_2m", "noise": "slerp", "samples": samples, key: value}
+            wanted = {"sampler": "dpmpp_2m", "noise": "slerp", "samples": samples, "finish": finish, key: value}
             style = {"color": f"C{colour}", "ls": LINES[samples], "label": f"{value}, {samples} samples"}
             axis.plot(*means(table, score, **wanted), marker=".", **style)
-        axis.plot(*means(table, score, sampler="ddpm"), "k-", marker="x", label="ddpm, 1 sample")
+        axis.plot(*means(table, score, sampler="ddpm", finish=finish), "k-", marker="x", label="ddpm, 1 sample")
         if score == "stripes":
             axis.axhline(np.mean([float(row["stripes_truth"]) for row in table]), color="k", lw=0.8, label="truth")
-        axis.set(xscale="log", xlabel="network passes a slice", ylabel=label)
+        axis.set(
+            xscale="log", yscale="log" if score == "mse" else "linear", xlabel="network passes a slice", ylabel=label
+        )
         axis.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 

@@ -1,6 +1,6 @@
 """Slices a second of our training step beside a guided-diffusion-style one, and of the loader; all in one run.
 
-usage: training.py [--data FOLDER] [--recipe small.yaml] [--batch 8] [--rounds 5]
+usage: python -m tests.benchmarks.training [--data FOLDER] [--recipe small.yaml] [--batch 8] [--rounds 5]
 
 Both steps train the same network from the same numbers, in float32 and in turns, so that a busy machine slows both.
 The other loop is written after guided-diffusion's: contiguous layout, gradients zeroed one by one, norms of gradients

@@ -1,6 +1,6 @@
 """What a smaller or larger window around the mask costs: scores of the bundled weights, and the time of the fills.
 
-usage: windows.py --data-path FOLDER [--windows 80 96 112 144 224] [--weights FILE]
+usage: python -m tests.benchmarks.windows --data-path FOLDER [--windows 80 96 112 144 224] [--weights FILE]
 
 A window is a least size: it grows with the mask. The cases take turns, so that a busy machine slows all windows alike.
 """
@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_inpainting import host, metrics
+from brats_inpainting import metrics
 from brats_inpainting.data import cases
 from brats_inpainting.evaluate import examine
 from brats_inpainting.infer import Inpainter
 
 
 def main():
-    host.settle()
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--windows", type=int, nargs="+", default=[80, 96, 112, 144, 224])
