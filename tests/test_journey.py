@@ -69,8 +69,8 @@ def test_the_bundled_weights_fill_the_example_better_than_its_mean(example):
     assert ours.ssim > theirs.ssim
     assert ours.psnr > theirs.psnr
     assert ours.mse < theirs.mse
-    # golden: small-1 at preset fast; processors differ in the last bits, which a fill of 2 steps hardly magnifies
-    assert ours[:3] == pytest.approx((0.8531, 17.76, 0.00494), rel=2e-3)
+    # golden: small-2 at preset fast; processors differ in the last bits, which a fill of 2 steps hardly magnifies
+    assert ours[:3] == pytest.approx((0.8678, 17.63, 0.00510), rel=2e-3)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from brats_inpainting.errors import ConfigError
 
 FRAME = 224  # side of the paper's slices, §3.1
 FRAME_MULTIPLE = 32  # sides of enlarged frames and windows are multiples of this: five halvings come out even
-BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "small-1.safetensors"
+BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "small-2.safetensors"
 
 
 class Settings(BaseModel):

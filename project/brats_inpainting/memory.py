@@ -8,7 +8,7 @@ from pathlib import Path
 from brats_inpainting.config import FRAME, UNetConfig
 
 # Peak of a float32 pass over slices of 224 × 224, in feature maps of the network's width, where freed memory is kept:
-# the paper's takes at most 347 MB a slice (13.5 maps), small-1 at most 60 MB (9.3 maps): docs/reliability.md.
+# the paper's takes at most 347 MB a slice (13.5 maps), small-2 at most 76 MB (11.9 maps): docs/reliability.md.
 MAPS = 16
 SHARE = 0.5  # of what is free; the rest is for the scans, and for those who share the machine
 UNLIMITED = 2**60  # cgroup v1 writes a number beyond all memory where there is no limit

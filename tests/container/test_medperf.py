@@ -52,7 +52,7 @@ def test_a_submission_depends_on_its_contents_alone(tmp_path):
         before = os.umask(mask)
         copy_of_the_project(project)
         call("touch", project / "workspace" / "parameters.yaml")
-        weights = "project/brats_inpainting/weights/small-1.safetensors"
+        weights = "project/brats_inpainting/weights/small-2.safetensors"
         run("make", "submission", "IMAGE=docker.io/you/it:1", f"WEIGHTS={weights}", cwd=project)
         os.umask(before)
         packed.add((project / "dist" / "submission.tar.gz").read_bytes())
