@@ -39,12 +39,12 @@ def main():
     slabs, base = panel(args.data_path), Inpainter.load(args.weights, preset=args.preset)
     for factor, variant, fill in [*ways(base), *averages(base, args.run)]:
         wanted = {"preset": args.preset, "factor": factor, "variant": variant} | rows.of(base)
-        if not rows.has(args.table, wanted):
+        if not rows.read(args.table, wanted):
             print(wanted, flush=True)
             runs = product(range(SEEDS), slabs)
             rows.append(args.table, [wanted | {"seed": n, "case": s.scan.id} | s.scores(fill(s, n)) for n, s in runs])
     print("| preset | factor | variant | SSIM | PSNR | MSE | stripes | truth's |\n|" + "---|" * 8)
-    for group, found in rows.grouped(args.table, "preset", "factor", "variant").items():
+    for group, found in rows.grouped(rows.read(args.table, rows.of(base)), "preset", "factor", "variant").items():
         print("|", " | ".join(group), "|", rows.means(found, "ssim", "psnr", "mse", "stripes", "stripes_truth"))
 
 

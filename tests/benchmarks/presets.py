@@ -35,11 +35,11 @@ def main():
         inpainter = replace(loaded, sampling=PRESETS[preset])
         for case in cases.find(args.data_path):
             wanted = {"preset": preset, "sampling": PRESETS[preset], "case": case.id} | rows.of(loaded)
-            if not rows.has(args.table, wanted):
+            if not rows.read(args.table, wanted):
                 rows.append(args.table, [wanted | scored(inpainter, case, args.fills and args.fills / preset)])
                 print(preset, case.id, flush=True)
     print("| preset | cases | passes | seconds | SSIM | PSNR | MSE | stripes | truth's |\n|" + "---|" * 9)
-    for (preset,), found in rows.grouped(args.table, "preset").items():
+    for (preset,), found in rows.grouped(rows.read(args.table, rows.of(loaded)), "preset").items():
         print(f"| {preset} | {len(found)} |", rows.means(found, "passes", "seconds", *SCORES))
 
 

@@ -87,7 +87,7 @@ def main():
     for factor in args.factor:
         for variant, change in VARIANTS[factor].items():
             run = {"factor": factor, "variant": variant, "seed": args.seed}
-            if not rows.has(args.table, run):
+            if not rows.read(args.table, run):
                 folder = args.work / re.sub(r"\W+", "-", "-".join(map(str, run.values())))
                 found = run | scores(change, folder, args)
                 rows.append(args.table, [found])

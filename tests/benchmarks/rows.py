@@ -5,23 +5,23 @@ import csv
 import numpy as np
 
 
-def read(table):
-    """Return the rows so far, all values as text."""
+def read(table, wanted):
+    """Return the rows so far that hold all of these values; all values are text."""
     if not table.exists():
         return []
     with table.open() as file:
-        return list(csv.DictReader(file))
+        return matching(csv.DictReader(file), wanted)
 
 
-def has(table, wanted):
-    """Tell whether a row holds all of these values."""
-    return any(all(row[key] == str(value) for key, value in wanted.items()) for row in read(table))
+def matching(rows, wanted):
+    """Return those rows that hold all of these values."""
+    return [row for row in rows if all(row[key] == str(value) for key, value in wanted.items())]
 
 
 def append(table, rows):
     """Add rows of the same columns at once; floats get six digits."""
     rows = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    begun = bool(read(table))
+    begun = bool(read(table, {}))
     with table.open("a" if begun else "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         if not begun:
@@ -34,10 +34,10 @@ def of(inpainter):
     return {"weights": inpainter.weights.sha256[:8], "precision": inpainter.precision}
 
 
-def grouped(table, *keys):
-    """Return the rows by their values of these columns, in the table's order."""
+def grouped(rows, *keys):
+    """Return rows by their values of these columns, in their order."""
     groups = {}
-    for row in read(table):
+    for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return groups
 

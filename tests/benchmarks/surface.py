@@ -20,7 +20,8 @@ from tests.benchmarks.panel import panel
 
 STEPS, SAMPLES = (1, 2, 4, 8, 10, 20, 50), (1, 4, 10)
 SOLVERS, NOISE = ("dpmpp_2m", "ddim", "heun"), ("independent", "shared", "slerp")
-FINISHES = {"filtered": {}, "raw": {"smoothing": 0}, "paper's": {"replace": "slices"}}
+FINISHES = {"filtered": {}, "raw": {"smoothing": 0}}
+PAPERS = {"paper's": {"replace": "slices"}}
 LINES = dict(zip(SAMPLES, (":", "--", "-"), strict=True))
 LABELS = {"ssim": "SSIM", "psnr": "PSNR, dB", "mse": "MSE", "stripes": "stripe index"}
 
@@ -37,11 +38,11 @@ def main():
     loaded, slabs = Inpainter.load(args.weights, precision=args.precision), panel(args.data_path)
     for setting in settings():
         wanted = rows.of(loaded) | {name: getattr(setting, name) for name in ("sampler", "steps", "noise")}
-        if (setting.steps <= args.most or setting.sampler == "ddpm") and not rows.has(args.table, wanted):
+        if (setting.steps <= args.most or setting.sampler == "ddpm") and not rows.read(args.table, wanted):
             print(wanted, flush=True)
             found = measured(replace(loaded, sampling=setting), slabs)
             rows.append(args.table, [wanted | row for row in found])
-    draw(rows.read(args.table), args.plot)
+    draw(rows.read(args.table, rows.of(loaded)), args.plot)
 
 
 def settings():
@@ -60,25 +61,21 @@ def measured(inpainter, slabs):
     by_case, setting = {slab.scan.id: slab for slab in slabs}, inpainter.sampling
     for stack in inpainter.fill([slab.scan for slab in slabs], keep=True):
         slab = by_case[stack.scan.id]
-        for finish, changes in FINISHES.items():
-            if finish == "paper's" and setting.sampler != "ddpm":
-                continue
+        for finish, changes in (FINISHES | (PAPERS if setting.sampler == "ddpm" else {})).items():
             finisher = replace(inpainter, sampling=setting.model_copy(update=changes))
             singles = np.stack(list(finisher.single_samples(stack)))
             for samples in (k for k in SAMPLES if k <= len(singles)):
-                sets = [singles[start : start + samples] for start in range(0, len(singles), samples)][:2]
-                scores = [slab.scores(one.mean(axis=0)) for one in sets if len(one) == samples]
+                starts = range(0, len(singles) - samples + 1, samples)[:2]
+                scores = [slab.scores(singles[start : start + samples].mean(axis=0)) for start in starts]
                 told = {"finish": finish, "samples": samples, "case": slab.scan.id, "passes": samples * setting.passes}
                 yield told | {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
 
 def means(table, score, **wanted):
     """Return passes and a score's mean over the cases, of the rows that are as wanted."""
-    found = {}
-    for row in table:
-        if all(row[key] == str(value) for key, value in wanted.items()):
-            found.setdefault(int(row["passes"]), []).append(float(row[score]))
-    return list(found), [np.mean(scores) for scores in found.values()]
+    by_passes = rows.grouped(rows.matching(table, wanted), "passes")
+    values = [np.mean([float(row[score]) for row in found]) for found in by_passes.values()]
+    return [int(passes) for (passes,) in by_passes], values
 
 
 def draw(table, path):

@@ -19,7 +19,6 @@ from tests.benchmarks import rows
 from tests.benchmarks.panel import built
 
 BINS = 10  # of equally many voxels
-SPREADS = ("as they come", "smoothed")
 
 
 def main():
@@ -33,15 +32,14 @@ def main():
     inpainter = Inpainter.load(args.weights, preset=args.preset)
     key = {"preset": args.preset, "sampling": inpainter.sampling} | rows.of(inpainter)
     for case in cases.find(args.data_path):
-        if not rows.has(args.table, key | {"case": case.id}):
+        if not rows.read(args.table, key | {"case": case.id}):
             rows.append(args.table, [key | row for row in measured(inpainter, case)])
             print(case.id, flush=True)
-    for (spread,), found in rows.grouped(args.table, "spread").items():
+    by_spread = rows.grouped(rows.read(args.table, key), "spread")
+    for (spread,), found in by_spread.items():
         rho = [float(row["rho"]) for row in found if row["tenth"] == "0"]
-        print(
-            f"Spearman's rho, spread {spread}: {np.mean(rho):.3f} ± {np.std(rho, ddof=1):.3f}, at least {min(rho):.3f}"
-        )
-    draw(rows.grouped(args.table, "spread", "case"), args.plot)
+        print(f"Spearman's rho, {spread}: {np.mean(rho):.3f} ± {np.std(rho, ddof=1):.3f}, at least {min(rho):.3f}")
+    draw(by_spread, args.plot)
 
 
 def measured(inpainter, case):
@@ -57,7 +55,7 @@ def measured(inpainter, case):
     smoothed_XYZ = np.stack(list(inpainter.single_samples(stack))).std(axis=0, ddof=1)
     scale = slab.scan.intensity.high - slab.scan.intensity.low
     error_N = np.abs(filled_XYZ - slab.truth_XYZ)[slab.healthy_XYZ] / scale
-    for spread, volume_XYZ in {SPREADS[0]: std_XYZ, SPREADS[1]: smoothed_XYZ}.items():
+    for spread, volume_XYZ in {"as they come": std_XYZ, "smoothed": smoothed_XYZ}.items():
         std_N = volume_XYZ[slab.healthy_XYZ] / scale
         rho = float(stats.spearmanr(std_N, error_N).statistic)
         for number, tenth in enumerate(np.array_split(np.argsort(std_N), BINS)):
@@ -65,19 +63,14 @@ def measured(inpainter, case):
             yield {"case": case.id, "spread": spread, "rho": rho, "tenth": number, "std": std, "rmse": rmse}
 
 
-def draw(groups, path):
+def draw(by_spread, path):
     """Draw error against spread, a line a case: on the diagonal the spread would be the error."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
-    for spread, axis in zip(SPREADS, axes, strict=True):
-        lines = np.array(
-            [
-                [[float(row[key]) for row in found] for key in ("std", "rmse")]
-                for (which, _), found in groups.items()
-                if which == spread
-            ]
-        )
+    for axis, ((spread,), found) in zip(axes, by_spread.items(), strict=True):
+        by_case = rows.grouped(found, "case").values()
+        lines = np.array([[[float(row[key]) for row in tenths] for key in ("std", "rmse")] for tenths in by_case])
         for line in lines:
             axis.plot(*line, ".-", color="C0", alpha=0.4, lw=0.8)
         axis.plot(*lines.mean(axis=0), "o-", color="C1", label="mean of the cases")
