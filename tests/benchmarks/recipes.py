@@ -95,21 +95,21 @@ def main():
 
 
 def scores(change, folder, args):
-    """Train in a folder with a change to the recipe; return the scores of the last validation."""
+    """Train in a folder with a change to the recipe; return its last scores, and the minutes if in one go."""
     recipe = changed(read_recipe(SMALL).model_dump(), BUDGET | change | {"seed": args.seed})
-    started = time.monotonic()
+    started, resumed = time.monotonic(), folder.exists()
     train(
         args.data,
         folder,
         TrainConfig.model_validate(recipe),
-        resume=folder.exists(),
+        resume=resumed,
         cache_path=args.work / "cache",
         validation_path=args.validation,
     )
     reports = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [report for report in reports if "ssim" in report][-1]
     return {name: last[name] for name in ("ssim", "psnr", "mse")} | {
-        "minutes": round((time.monotonic() - started) / 60),
+        "minutes": None if resumed else round((time.monotonic() - started) / 60),
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=SMALL.parent, capture_output=True, text=True, check=False
         ).stdout.strip(),

@@ -1,7 +1,7 @@
 """Scores against network passes: samplers, steps, samples and noise, on the panel of panel.py.
 
 usage: python -m tests.benchmarks.surface --data-path VAL [--table docs/surface.csv] [--plot docs/surface.png]
-           [--weights FILE] [--precision fp32] [--most 50]
+           [--weights FILE] [--precision fp32] [--samplers dpmpp_2m ddim heun ddpm] [--most 1000]
 
 Settings that stand in the table are not run again; the cheap ones come first, and --most leaves out more steps.
 """
@@ -20,6 +20,7 @@ from tests.benchmarks.panel import panel
 
 STEPS, SAMPLES = (1, 2, 4, 8, 10, 20, 50), (1, 4, 10)
 SOLVERS, NOISE = ("dpmpp_2m", "ddim", "heun"), ("independent", "shared", "slerp")
+CHAINS = (100, 250, 1000)
 FINISHES = {"filtered": {}, "raw": {"smoothing": 0}}
 PAPERS = {"paper's": {"replace": "slices"}}
 LINES = dict(zip(SAMPLES, (":", "--", "-"), strict=True))
@@ -33,12 +34,14 @@ def main():
     parser.add_argument("--plot", type=Path, default=Path("docs/surface.png"))
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--most", type=int, default=max(STEPS))
+    parser.add_argument("--samplers", nargs="*", default=(*SOLVERS, "ddpm"))
+    parser.add_argument("--most", type=int, default=max(CHAINS))
     args = parser.parse_args()
     loaded, slabs = Inpainter.load(args.weights, precision=args.precision), panel(args.data_path)
     for setting in settings():
         wanted = rows.of(loaded) | {name: getattr(setting, name) for name in ("sampler", "steps", "noise")}
-        if (setting.steps <= args.most or setting.sampler == "ddpm") and not rows.read(args.table, wanted):
+        asked = setting.sampler in args.samplers and setting.steps <= args.most
+        if asked and not rows.read(args.table, wanted):
             print(wanted, flush=True)
             found = measured(replace(loaded, sampling=setting), slabs)
             rows.append(args.table, [wanted | row for row in found])
@@ -52,7 +55,7 @@ def settings():
         for sampler, steps, noise in product(SOLVERS, STEPS, NOISE)
         if steps > 1 or sampler == "dpmpp_2m"
     ]
-    chains = [sampling("fast", sampler="ddpm", steps=steps, noise="independent") for steps in (100, 250, 1000)]
+    chains = [sampling("fast", sampler="ddpm", steps=steps, noise="independent") for steps in CHAINS]
     return sorted([*solvers, *chains], key=lambda setting: setting.passes * setting.samples)
 
 
