@@ -61,7 +61,6 @@ VARIANTS = {
     "image range": {"[0, 1]": {"diffusion": {"image_range": [0, 1], "clamp": [0, 1]}}},
     "window": {
         "96": {"diffusion": {"window": 96}},
-        "80": {"diffusion": {"window": 80}},
         "224, batch 2": {"diffusion": {"window": 224}, "batch_size": 2},
     },
     "schedule": {"cosine": {"diffusion": {"schedule": "cosine"}}},
