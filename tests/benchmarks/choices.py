@@ -37,14 +37,15 @@ def main():
     parser.add_argument("--run", type=Path)
     args = parser.parse_args()
     slabs, base = panel(args.data_path), Inpainter.load(args.weights, preset=args.preset)
+    key = {"preset": args.preset, "sampling": base.sampling} | rows.of(base)
     for factor, variant, fill in [*ways(base), *averages(base, args.run)]:
-        wanted = {"preset": args.preset, "factor": factor, "variant": variant} | rows.of(base)
+        wanted = key | {"factor": factor, "variant": variant}
         if not rows.read(args.table, wanted):
             print(wanted, flush=True)
             runs = product(range(SEEDS), slabs)
             rows.append(args.table, [wanted | {"seed": n, "case": s.scan.id} | s.scores(fill(s, n)) for n, s in runs])
-    print("| preset | factor | variant | SSIM | PSNR | MSE | stripes | truth's |\n|" + "---|" * 8)
-    for group, found in rows.grouped(rows.read(args.table, rows.of(base)), "preset", "factor", "variant").items():
+    print("| factor | variant | SSIM | PSNR | MSE | stripes | truth's |\n|" + "---|" * 7)
+    for group, found in rows.grouped(rows.read(args.table, key), "factor", "variant").items():
         print("|", " | ".join(group), "|", rows.means(found, "ssim", "psnr", "mse", "stripes", "stripes_truth"))
 
 
@@ -72,7 +73,8 @@ def averages(base, run):
     for rate, parameters in ({0: stored["network"]} | kept).items():
         network = deepcopy(base.weights.network)
         network.load_state_dict(parameters)
-        yield "EMA", str(rate), filling(replace(base, weights=replace(base.weights, network=network)))
+        averaged = replace(base, weights=replace(base.weights, network=network))
+        yield "EMA", f"{rate} at step {stored['step']}", filling(averaged)
 
 
 def filling(inpainter, **changes):

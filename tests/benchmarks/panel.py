@@ -1,4 +1,4 @@
-"""A fixed panel for choosing how to sample: four validation cases, 24 neighbouring slices of each.
+"""A fixed panel for choosing how to sample: four validation cases, first masks, 24 neighbouring slices of each.
 
 Every slab is a small problem of its own: outside it the truth stands, so that the filter meets tissue at both ends,
 about 3 % of what it averages. The network sees nothing of that.

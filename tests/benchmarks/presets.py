@@ -31,16 +31,18 @@ def main():
     parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
     loaded = Inpainter.load(args.weights, precision=args.precision)
-    for preset in args.presets:
+    keys = {name: {"preset": name, "sampling": PRESETS[name]} | rows.of(loaded) for name in args.presets}
+    for preset, key in keys.items():
         inpainter = replace(loaded, sampling=PRESETS[preset])
         for case in cases.find(args.data_path):
-            wanted = {"preset": preset, "sampling": PRESETS[preset], "case": case.id} | rows.of(loaded)
-            if not rows.read(args.table, wanted):
-                rows.append(args.table, [wanted | scored(inpainter, case, args.fills and args.fills / preset)])
+            if not rows.read(args.table, key | {"case": case.id}):
+                scores = scored(inpainter, case, args.fills and args.fills / preset)
+                rows.append(args.table, [key | {"case": case.id} | scores])
                 print(preset, case.id, flush=True)
     print("| preset | cases | passes | seconds | SSIM | PSNR | MSE | stripes | truth's |\n|" + "---|" * 9)
-    for (preset,), found in rows.grouped(rows.read(args.table, rows.of(loaded)), "preset").items():
-        print(f"| {preset} | {len(found)} |", rows.means(found, "passes", "seconds", *SCORES))
+    for preset, key in keys.items():
+        if found := rows.read(args.table, key):
+            print(f"| {preset} | {len(found)} |", rows.means(found, "passes", "seconds", *SCORES))
 
 
 def passes(how):

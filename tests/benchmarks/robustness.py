@@ -1,9 +1,10 @@
-"""What it costs the bundled weights when scans look different: the same cases, changed, filled and scored.
+"""What it costs when scans look different: the same cases, changed, filled, changed back and scored.
 
-usage: python -m tests.benchmarks.robustness --data-path FOLDER [--weights FILE]
+usage: python -m tests.benchmarks.robustness --data-path VAL [--table docs/validation/robustness.csv] [--weights FILE]
 
-The truth is changed with the scan, so that the scores say how well the changed brain was filled. What is random follows
-from the case's name.
+Every fill is compared with the truth as it was, so that all scores have one scale; noise cannot be taken back, and the
+fill of a noisy scan is compared with the truth without it. What is random follows from the case's name. Cases that
+stand in the table are not run again.
 """
 
 import argparse
@@ -18,54 +19,65 @@ from brats_inpainting.data import cases
 from brats_inpainting.evaluate import examine
 from brats_inpainting.infer import Inpainter
 from brats_inpainting.pictures import white
+from tests.benchmarks import rows
 
-
-def bias(image_XYZ, rng):
-    """Multiply by a smooth field, 0.7 to 1.4 for most of it."""
-    field = ndimage.zoom(rng.standard_normal((4, 4, 4)), np.array(image_XYZ.shape) / 4, order=3)
-    return image_XYZ * np.exp(0.17 * field / field.std())
-
-
-def noise(image_XYZ, rng):
-    """Add noise of 5 % of white to the tissue."""
-    noisy_XYZ = image_XYZ + 0.05 * rng.standard_normal(image_XYZ.shape)
-    return np.where(image_XYZ > 0, noisy_XYZ.clip(0), 0)
-
-
-CHANGES = {
-    "as they are": lambda image, _: image,
-    "gamma 0.7": lambda image, _: image**0.7,
-    "gamma 1.4": lambda image, _: image**1.4,
-    "bias field": bias,
-    "noise of 5 %": noise,
-    "flipped left–right": lambda image, _: image[::-1],
-}
+SCORES = ("ssim", "psnr", "mse")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-path", type=Path, required=True)
+    parser.add_argument("--table", type=Path, default=Path("docs/validation/robustness.csv"))
     parser.add_argument("--weights", type=Path)
     args = parser.parse_args()
     inpainter = Inpainter.load(args.weights)
-    scores = {name: [] for name in CHANGES}
+    key = rows.of(inpainter) | {"sampling": inpainter.sampling}
     for case in cases.find(args.data_path):
-        exam = examine(case, {})
-        level, mask_XYZ, healthy_XYZ = white(exam.truth_XYZ), exam.mask_XYZ, exam.healthy_XYZ
-        for name, change in CHANGES.items():
-            rng = np.random.default_rng(zlib.crc32(case.id.encode()))
-            truth_XYZ = np.asarray(change(exam.truth_XYZ / level, rng), np.float32)
-            masks = (mask_XYZ, healthy_XYZ) if name != "flipped left–right" else (mask_XYZ[::-1], healthy_XYZ[::-1])
-            voided_XYZ = np.where(masks[0], 0, truth_XYZ)
-            filled_XYZ = inpainter.inpaint(voided_XYZ, masks[0].astype(np.float32)).image
-            scores[name].append(metrics.score(filled_XYZ, truth_XYZ, voided_XYZ, masks[1])[:3])
-        print(case.id, flush=True)
-    print("\n| scans | SSIM | PSNR | MSE | mean loss of SSIM |\n|---|---|---|---|---|")
-    base = np.array(scores["as they are"])
-    for name, rows in scores.items():
-        found = np.array(rows)
-        means = "{:.4f} | {:.2f} | {:.5f}".format(*found.mean(axis=0))
-        print(f"| {name} | {means} | {(base - found)[:, 0].mean():+.4f} ± {(base - found)[:, 0].std(ddof=1):.4f} |")
+        if not rows.read(args.table, key | {"case": case.id}):
+            rows.append(args.table, [key | row for row in measured(inpainter, case)])
+            print(case.id, flush=True)
+    print("| scans | SSIM | PSNR | MSE | SSIM lost | dB lost | MSE gained |\n|" + "---|" * 7)
+    by_scans = rows.grouped(rows.read(args.table, key), "scans")
+    table = {name: np.array([[float(row[s]) for s in SCORES] for row in found]) for (name,), found in by_scans.items()}
+    for name, scores in table.items():
+        means = "{:.3f} | {:.2f} | {:.4f}".format(*scores.mean(axis=0))
+        costs = (table["as they are"] - scores) * (1, 1, -1)
+        told = zip(costs.mean(axis=0), costs.std(axis=0, ddof=1), ("+.3f", "+.2f", "+.4f"), strict=True)
+        print(f"| {name} | {means} |", " | ".join(f"{mean:{f}} ± {std:{f[1:]}}" for mean, std, f in told), "|")
+
+
+def measured(inpainter, case):
+    """Yield the scores of every change."""
+    exam = examine(case, {})
+    level, rng = white(exam.truth_XYZ), np.random.default_rng(zlib.crc32(case.id.encode()))
+    for name, (change, undo) in changes(exam.truth_XYZ.shape, rng).items():
+        mask_XYZ = change(exam.mask_XYZ.astype(np.float32)) > 0  # only the flip moves what is 0
+        voided_XYZ = np.where(mask_XYZ, 0, change(exam.truth_XYZ / level)).astype(np.float32)
+        filled_XYZ = undo(inpainter.inpaint(voided_XYZ, mask_XYZ.astype(np.float32)).image) * level
+        scores = metrics.score(filled_XYZ.astype(np.float32), exam.truth_XYZ, exam.voided_XYZ, exam.healthy_XYZ)
+        yield {"scans": name, "case": case.id} | {score: getattr(scores, score) for score in SCORES}
+
+
+def changes(shape, rng):
+    """Return by name what changes an image in [0, 1], and what takes that back; the field is mostly 0.7 to 1.4."""
+    waves = ndimage.zoom(rng.standard_normal((4, 4, 4)), np.array(shape) / 4, order=3)
+    field, grain = np.exp(0.17 * waves / waves.std()), 0.05 * rng.standard_normal(shape)
+    return {
+        "as they are": (same, same),
+        "gamma 0.7": (lambda image: image**0.7, lambda image: image ** (1 / 0.7)),
+        "gamma 1.4": (lambda image: image**1.4, lambda image: image ** (1 / 1.4)),
+        "bias field": (lambda image: image * field, lambda image: image / field),
+        "noise of 5 %": (lambda image: np.where(image > 0, (image + grain).clip(0), 0), same),
+        "flipped left–right": (flipped, flipped),
+    }
+
+
+def same(image):
+    return image
+
+
+def flipped(image):
+    return image[::-1]
 
 
 if __name__ == "__main__":

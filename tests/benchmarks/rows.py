@@ -19,11 +19,11 @@ def matching(rows, wanted):
 
 
 def append(table, rows):
-    """Add rows of the same columns at once; floats get six digits."""
+    """Add rows of the same columns at once, those that the table has; floats get six digits."""
     rows = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    begun = bool(read(table, {}))
+    begun = read(table, {})[:1]
     with table.open("a" if begun else "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list((begun or rows)[0]))
         if not begun:
             writer.writeheader()
         writer.writerows(rows)

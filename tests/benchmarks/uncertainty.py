@@ -1,6 +1,6 @@
 """Whether the spread of the samples tells where a fill is wrong: rank correlation, and error against spread.
 
-usage: python -m tests.benchmarks.uncertainty --data-path VAL [--preset accurate] [--weights FILE]
+usage: python -m tests.benchmarks.uncertainty --data-path VAL --preset PRESET [--weights FILE]
            [--table docs/uncertainty.csv] [--plot docs/uncertainty.png]
 
 Standard deviation and absolute error are taken voxel by voxel inside the healthy mask, in [0, 1] of the scan.
@@ -26,7 +26,7 @@ def main():
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--table", type=Path, default=Path("docs/uncertainty.csv"))
     parser.add_argument("--plot", type=Path, default=Path("docs/uncertainty.png"))
-    parser.add_argument("--preset", default="accurate")
+    parser.add_argument("--preset", required=True, help="one of several samples")
     parser.add_argument("--weights", type=Path)
     args = parser.parse_args()
     inpainter = Inpainter.load(args.weights, preset=args.preset)
