@@ -1,0 +1,86 @@
+"""What the documents say of the bundled weights is what the files beside them say; every measurement can be asked."""
+
+import csv
+import importlib
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+from brats_inpainting.config import BUNDLED_WEIGHTS
+from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.parameters import read_recipe
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text()
+CARD, EVALUATION, TRAINING = ((DOCS / f"{name}.md").read_text() for name in ("model_card", "evaluation", "training"))
+COLUMNS = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "mae": ".3f", "stripe_index": ".2f", "boundary_contrast": ".2f"}
+SOURCES = {"90101": "ds000011", "90203": "coreg_qa"}
+FILES = sorted((ROOT / "tests" / "benchmarks").glob("*.py"))
+
+
+def table(name):
+    with (DOCS / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+SCORES = table("validation/scores.csv")
+
+
+def triple(rows):
+    formats = {"ssim": ".4f", "psnr": ".2f", "mse": ".5f"}
+    return " / ".join(f"{statistics.mean(float(row[key]) for row in rows):{f}}" for key, f in formats.items())
+
+
+@pytest.mark.parametrize("model", dict.fromkeys(row["model"] for row in SCORES))
+def test_the_tables_of_scores_are_those_of_the_csv(model):
+    rows = [row for row in SCORES if row["model"] == model]
+    assert len(rows) == 16
+    values = {key: [float(row[key]) for row in rows] for key in COLUMNS}
+    cells = [f"{statistics.mean(values[k]):{f}} ± {statistics.stdev(values[k]):{f}}" for k, f in COLUMNS.items()]
+    line = f"| {' | '.join(cells)} |"
+    assert line in README
+    assert line in EVALUATION
+    sources = {row["case"]: SOURCES.get(row["case"].split("-")[2], "ds002748") for row in rows}
+    by_source = [triple([r for r in rows if sources[r["case"]] == s]) for s in ("ds002748", "ds000011", "coreg_qa")]
+    assert f"| {' | '.join(by_source)} |" in EVALUATION
+
+
+def test_the_card_tells_every_case_of_the_bundled_weights():
+    told = {line.split("|")[1].strip(): line for line in CARD.splitlines() if line.startswith("| 90")}
+    rows = {row["case"].removeprefix("BraTS-GLI-"): row for row in SCORES if row["model"] == BUNDLED_WEIGHTS.stem}
+    assert [*told] == sorted(rows, key=lambda case: float(rows[case]["ssim"]))
+    for case, row in rows.items():
+        assert f"| {triple([row]).replace(' / ', ' | ')} |" in told[case]
+
+
+def test_the_card_names_the_weights():
+    weights = checkpoint.load(BUNDLED_WEIGHTS)
+    parameters = sum(p.numel() for p in weights.network.parameters())
+    assert weights.sha256 in CARD
+    assert weights.sha256 in (ROOT / "CHANGELOG.md").read_text()
+    assert f"{parameters:,} parameters" in CARD
+    assert f"{BUNDLED_WEIGHTS.stat().st_size / 1e6:.1f} MB" in CARD
+    assert BUNDLED_WEIGHTS.stat().st_size < 30e6
+
+
+def test_the_bundled_recipe_is_that_of_the_weights_last_run():
+    trained = checkpoint.load(BUNDLED_WEIGHTS).notes["training"]
+    recipe = read_recipe(ROOT / "workspace" / "parameters" / "small.yaml").model_dump(mode="json")
+    told = {"max_steps", "validate_every", "compile", "ema"}  # in the card
+    assert {key for key, value in trained.items() if recipe[key] != value} == told
+
+
+def test_training_tells_every_recipe():
+    assert not [row for row in table("recipes.csv") if f"{float(row['psnr']):.2f}" not in TRAINING]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FILES if "def main" in path.read_text()])
+def test_every_measurement_says_how_it_is_asked(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"tests.benchmarks.{name}").main()
+    assert stop.value.code == 0
+    assert "usage:" in capsys.readouterr().out
