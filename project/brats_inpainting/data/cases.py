@@ -87,15 +87,15 @@ def find(folder: Path) -> list[Case]:
     try:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder\n  Give the folder that holds one sub-folder per case.")
+        next(folder.iterdir(), None)  # raises where glob would find nothing
         files = _files(folder)
-        there = ", ".join(ascii(p.name)[1:-1] for p in sorted(folder.iterdir())[:5]) or "nothing at all"
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})\n  Run chmod a+rX on it.") from error
     if not files:
         raise ConfigError(
             f"{folder}: no case found\n"
             "  Looked for ID/ID-t1n-voided.nii.gz and ID/ID-mask.nii.gz (.nii, and _ for -, will do too).\n"
-            f"  Found: {there}.\n"
+            f"  Found: {nifti.listing(folder)}.\n"
             "  A single pair of files goes by --image T1 --mask MASK --output FILE."
         )
     complete = {parent for (parent, _), found in files.items() if len(found) == 2} - {folder}
@@ -200,7 +200,7 @@ def _value_problems(names: tuple[str, str], image_XYZ: np.ndarray, mask_XYZ: np.
     elif not bad and image_XYZ.shape == mask_XYZ.shape and (mask_XYZ > 0.5).any():
         left = image_XYZ[mask_XYZ <= 0.5]
         if left.size == 0 or left.min() == left.max():
-            yield f"{names[1]} covers the whole brain\n  Nothing is left to continue from; give a smaller mask."
+            yield f"{names[1]} covers the whole brain\n  Nothing is left to go by; give a smaller mask, or invert it."
 
 
 def _mask_warnings(mask_XYZ: np.ndarray, values_XYZ: np.ndarray) -> Iterator[str]:

@@ -107,7 +107,7 @@ def _kind(path: Path) -> type[Nifti1Image]:
     """
     if not path.is_file():
         what = "a folder, a pipe or a device, not a file" if path.exists() else "no such file"
-        raise CaseError(f"{path.name}: {what} in {path.parent}. Put it there.")
+        raise CaseError(f"{path.name}: {what} in {path.parent}. Put it there. Found: {listing(path.parent)}.")
     with _opened(path) as file:
         start = file.read(Nifti2Image.header_class.sizeof_hdr)
         kind = Nifti2Image if start[4:8] == b"n+2\0" else Nifti1Image
@@ -126,6 +126,14 @@ def _kind(path: Path) -> type[Nifti1Image]:
             raise CaseError(f"{path.name}: damaged, a header extension of {length:,} bytes. Export it again.")
         at += length
     return kind
+
+
+def listing(folder: Path) -> str:
+    """Name the first files of a folder, in characters that every terminal shows."""
+    try:
+        return ", ".join(ascii(path.name)[1:-1] for path in sorted(folder.iterdir())[:5]) or "nothing at all"
+    except OSError:
+        return "nothing that can be read"
 
 
 def _check_length(path: Path, needed: int) -> None:
