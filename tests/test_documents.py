@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text()
 CARD, EVALUATION, TRAINING = ((DOCS / f"{name}.md").read_text() for name in ("model_card", "evaluation", "training"))
 COLUMNS = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "mae": ".3f", "stripe_index": ".2f", "boundary_contrast": ".2f"}
 SOURCES = {"90101": "ds000011", "90203": "coreg_qa"}
+PANEL = [("dpmpp_2m", "2", "slerp", "filtered"), ("ddpm", "1000", "independent", "paper's")]
 FILES = sorted((ROOT / "tests" / "benchmarks").glob("*.py"))
 
 
@@ -27,10 +28,10 @@ def table(name):
 
 
 SCORES = table("validation/scores.csv")
+FINE = {"ssim": ".4f", "psnr": ".2f", "mse": ".5f"}
 
 
-def triple(rows):
-    formats = {"ssim": ".4f", "psnr": ".2f", "mse": ".5f"}
+def triple(rows, formats=FINE):
     return " / ".join(f"{statistics.mean(float(row[key]) for row in rows):{f}}" for key, f in formats.items())
 
 
@@ -48,12 +49,31 @@ def test_the_tables_of_scores_are_those_of_the_csv(model):
     assert f"| {' | '.join(by_source)} |" in EVALUATION
 
 
+@pytest.mark.parametrize(("sampler", "steps", "noise", "finish"), PANEL)
+def test_the_panel_compares_paper_with_fast(sampler, steps, noise, finish):
+    wanted = {"sampler": sampler, "steps": steps, "noise": noise, "finish": finish, "samples": "1"}
+    rows = [row for row in table("surface.csv") if wanted.items() <= row.items()]
+    assert len(rows) == 4
+    columns = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "stripes": ".2f"}
+    values = {key: [float(row[key]) for row in rows] for key in columns}
+    cells = [f"{statistics.mean(values[k]):{f}} ± {statistics.stdev(values[k]):{f}}" for k, f in columns.items()]
+    assert f"| {steps} | {' | '.join(cells)} |" in EVALUATION
+    assert all(cell.split(" ")[0] in README for cell in cells[:2])
+
+
 def test_the_card_tells_every_case_of_the_bundled_weights():
     told = {line.split("|")[1].strip(): line for line in CARD.splitlines() if line.startswith("| 90")}
     rows = {row["case"].removeprefix("BraTS-GLI-"): row for row in SCORES if row["model"] == BUNDLED_WEIGHTS.stem}
     assert [*told] == sorted(rows, key=lambda case: float(rows[case]["ssim"]))
     for case, row in rows.items():
         assert f"| {triple([row]).replace(' / ', ' | ')} |" in told[case]
+
+
+def test_the_card_tells_what_changed_scans_cost():
+    rows = table("validation/robustness.csv")
+    for scans in dict.fromkeys(row["scans"] for row in rows):
+        means = triple([row for row in rows if row["scans"] == scans], {"ssim": ".3f", "psnr": ".2f", "mse": ".4f"})
+        assert f"| {scans} | {means.replace(' / ', ' | ')} |" in CARD
 
 
 def test_the_card_names_the_weights():
