@@ -1,7 +1,7 @@
 """Scores against network passes: samplers, steps, samples and noise, on the panel of panel.py.
 
 usage: python -m tests.benchmarks.surface --data-path VAL [--table docs/surface.csv] [--plot docs/surface.png]
-           [--weights FILE] [--precision fp32] [--samplers dpmpp_2m ddim heun ddpm] [--most 1000]
+           [--weights FILE] [--precision fp32] [--samplers dpmpp_2m ddim heun ddpm] [--noise slerp …] [--most 1000]
 
 Settings that stand in the table are not run again, whatever their precision: bfloat16 and float32 differ by less than
 0.001 dB. The cheap ones come first, and --most leaves out more steps.
@@ -36,13 +36,14 @@ def main():
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--samplers", nargs="*", default=(*SOLVERS, "ddpm"))
+    parser.add_argument("--noise", nargs="*", default=NOISE)
     parser.add_argument("--most", type=int, default=max(CHAINS))
     args = parser.parse_args()
     loaded, slabs = Inpainter.load(args.weights, precision=args.precision), panel(args.data_path)
     key = {"weights": rows.of(loaded)["weights"]}
     for setting in settings():
         wanted = key | {name: getattr(setting, name) for name in ("sampler", "steps", "noise")}
-        asked = setting.sampler in args.samplers and setting.steps <= args.most
+        asked = setting.sampler in args.samplers and setting.noise in args.noise and setting.steps <= args.most
         if asked and not rows.read(args.table, wanted):
             print(wanted, flush=True)
             found = measured(replace(loaded, sampling=setting), slabs)
