@@ -110,6 +110,8 @@ class SamplingConfig(Settings):
 
 PRESETS = {
     "fast": SamplingConfig(),
+    "accurate": SamplingConfig(sampler="ddim", steps=4, samples=10),
+    "realistic": SamplingConfig(steps=8, smoothing=0),
     "paper": SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices"),
 }
 DEFAULT_PRESET = "fast"
