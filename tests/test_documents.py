@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from brats_inpainting.config import BUNDLED_WEIGHTS
+from brats_inpainting.config import BUNDLED_WEIGHTS, PRESETS
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.parameters import read_recipe
+from tests.benchmarks import rows
+from tests.benchmarks.presets import TOLD
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
-CARD, EVALUATION, TRAINING = ((DOCS / f"{name}.md").read_text() for name in ("model_card", "evaluation", "training"))
+CARD, EVALUATION, TRAINING, CHOICE = (
+    (DOCS / f"{name}.md").read_text() for name in ("model_card", "evaluation", "training", "presets")
+)
 COLUMNS = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "mae": ".3f", "stripe_index": ".2f", "boundary_contrast": ".2f"}
 SOURCES = {"90101": "ds000011", "90203": "coreg_qa"}
 PANEL = [("dpmpp_2m", "2", "slerp", "filtered"), ("ddpm", "1000", "independent", "paper's")]
@@ -31,48 +35,68 @@ SCORES = table("validation/scores.csv")
 FINE = {"ssim": ".4f", "psnr": ".2f", "mse": ".5f"}
 
 
-def triple(rows, formats=FINE):
-    return " / ".join(f"{statistics.mean(float(row[key]) for row in rows):{f}}" for key, f in formats.items())
+def triple(found, formats=FINE):
+    return " / ".join(f"{statistics.mean(float(row[key]) for row in found):{f}}" for key, f in formats.items())
 
 
 @pytest.mark.parametrize("model", dict.fromkeys(row["model"] for row in SCORES))
 def test_the_tables_of_scores_are_those_of_the_csv(model):
-    rows = [row for row in SCORES if row["model"] == model]
-    assert len(rows) == 16
-    values = {key: [float(row[key]) for row in rows] for key in COLUMNS}
+    found = [row for row in SCORES if row["model"] == model]
+    assert len(found) == 16
+    values = {key: [float(row[key]) for row in found] for key in COLUMNS}
     cells = [f"{statistics.mean(values[k]):{f}} ± {statistics.stdev(values[k]):{f}}" for k, f in COLUMNS.items()]
     line = f"| {' | '.join(cells)} |"
     assert line in README
     assert line in EVALUATION
-    sources = {row["case"]: SOURCES.get(row["case"].split("-")[2], "ds002748") for row in rows}
-    by_source = [triple([r for r in rows if sources[r["case"]] == s]) for s in ("ds002748", "ds000011", "coreg_qa")]
+    sources = {row["case"]: SOURCES.get(row["case"].split("-")[2], "ds002748") for row in found}
+    by_source = [triple([r for r in found if sources[r["case"]] == s]) for s in ("ds002748", "ds000011", "coreg_qa")]
     assert f"| {' | '.join(by_source)} |" in EVALUATION
 
 
 @pytest.mark.parametrize(("sampler", "steps", "noise", "finish"), PANEL)
 def test_the_panel_compares_paper_with_fast(sampler, steps, noise, finish):
     wanted = {"sampler": sampler, "steps": steps, "noise": noise, "finish": finish, "samples": "1"}
-    rows = [row for row in table("surface.csv") if wanted.items() <= row.items()]
-    assert len(rows) == 4
+    found = rows.read(DOCS / "surface.csv", wanted)
+    assert len(found) == 4
     columns = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "stripes": ".2f"}
-    values = {key: [float(row[key]) for row in rows] for key in columns}
+    values = {key: [float(row[key]) for row in found] for key in columns}
     cells = [f"{statistics.mean(values[k]):{f}} ± {statistics.stdev(values[k]):{f}}" for k, f in columns.items()]
     assert f"| {steps} | {' | '.join(cells)} |" in EVALUATION
     assert all(cell.split(" ")[0] in README for cell in cells[:2])
 
 
+@pytest.mark.parametrize("preset", ["fast", "realistic"])
+def test_the_page_of_presets_tells_every_case(preset):
+    found = rows.read(DOCS / "presets.csv", {"preset": preset, "sampling": PRESETS[preset]})
+    assert len(found) == 16
+    assert f"| {preset} | 16 | {rows.means(found, *TOLD)}" in CHOICE
+
+
+def test_the_page_of_presets_tells_the_panel():
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in CHOICE.splitlines()]
+    panel = [row for row in cells if len(row) == 9 and row[0] in ("dpmpp_2m", "ddim", "heun", "ddpm")]
+    assert len(panel) == 12
+    for sampler, steps, samples, finish, *told in panel:
+        noise = "independent" if sampler == "ddpm" else "slerp"
+        wanted = {"sampler": sampler, "steps": steps, "noise": noise, "finish": finish, "samples": samples}
+        found = rows.read(DOCS / "surface.csv", wanted)
+        assert len(found) == 4
+        columns = {"passes": ".0f", "ssim": ".3f", "psnr": ".2f", "mse": ".4f", "stripes": ".2f"}
+        assert told == [f"{statistics.mean(float(row[k]) for row in found):{f}}" for k, f in columns.items()]
+
+
 def test_the_card_tells_every_case_of_the_bundled_weights():
     told = {line.split("|")[1].strip(): line for line in CARD.splitlines() if line.startswith("| 90")}
-    rows = {row["case"].removeprefix("BraTS-GLI-"): row for row in SCORES if row["model"] == BUNDLED_WEIGHTS.stem}
-    assert [*told] == sorted(rows, key=lambda case: float(rows[case]["ssim"]))
-    for case, row in rows.items():
+    scored = {row["case"].removeprefix("BraTS-GLI-"): row for row in SCORES if row["model"] == BUNDLED_WEIGHTS.stem}
+    assert [*told] == sorted(scored, key=lambda case: float(scored[case]["ssim"]))
+    for case, row in scored.items():
         assert f"| {triple([row]).replace(' / ', ' | ')} |" in told[case]
 
 
 def test_the_card_tells_what_changed_scans_cost():
-    rows = table("validation/robustness.csv")
-    for scans in dict.fromkeys(row["scans"] for row in rows):
-        means = triple([row for row in rows if row["scans"] == scans], {"ssim": ".3f", "psnr": ".2f", "mse": ".4f"})
+    by_scans = rows.grouped(table("validation/robustness.csv"), "scans")
+    for (scans,), found in by_scans.items():
+        means = triple(found, {"ssim": ".3f", "psnr": ".2f", "mse": ".4f"})
         assert f"| {scans} | {means.replace(' / ', ' | ')} |" in CARD
 
 

@@ -77,8 +77,8 @@ SLAB = np.arange(SHAPE[2]) == 4
 
 # row → (what is done to a sound case, the words that must be said: file, found, expected, what to do)
 REFUSED = {
-    "mask-missing": (lambda f: mask_of(f).unlink(), [MASK, "no such file", "Put it there"]),
-    "image-missing": (lambda f: image_of(f).unlink(), [IMAGE, "no such file", "Put it there"]),
+    "mask-missing": (lambda f: mask_of(f).unlink(), [MASK, "no such file", "Put it there", f"Found: {IMAGE}."]),
+    "image-missing": (lambda f: image_of(f).unlink(), [IMAGE, "no such file", "Put it there", f"Found: {MASK}."]),
     "other-shape": (mask(lesion((32, 32, 7))), [IMAGE, MASK, "32×32×8", "32×32×7", "Shapes must be equal", GRID]),
     "other-place": (mask(lesion(SHAPE), shifted(0.01)), [MASK, "origin (0.01, 0, 0)", "affines too (to 0.001)", GRID]),
     "truncated": (
@@ -99,7 +99,10 @@ REFUSED = {
     "infinity": (image(with_value(brain(SHAPE), np.inf)), [IMAGE, "3 NaN or infinite voxels", "(0 is background)"]),
     "negative-mask": (mask(with_value(lesion(SHAPE), -1)), [MASK, "negative or NaN", "1 where tissue is to be filled"]),
     "nan-mask": (mask(with_value(lesion(SHAPE), np.nan)), [MASK, "negative or NaN", "1 where tissue is to be filled"]),
-    "mask-over-everything": (mask(brain(SHAPE) > 0), [MASK, "covers the whole brain", "give a smaller mask"]),
+    "mask-over-everything": (
+        mask(brain(SHAPE) > 0),
+        [MASK, "covers the whole brain", "give a smaller mask, or invert it"],
+    ),
     "constant": (image(np.full(SHAPE, 7, np.float32)), [IMAGE, "is 7 everywhere", "Export the scan again"]),
     "all-zero": (image(np.zeros(SHAPE, np.float32)), [IMAGE, "is 0 everywhere", "Export the scan again"]),
 }

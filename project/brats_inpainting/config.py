@@ -81,19 +81,23 @@ class DiffusionConfig(Settings):
     window: PositiveInt = Field(default=FRAME, multiple_of=16)
 
 
+Sigma = Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)]
+
+
 class SamplingConfig(Settings):
     """How a case is filled: from noise to slices to a volume.
 
     ``steps`` visits that many of the T timesteps; ``samples`` are averaged, and their spread is the uncertainty;
-    ``noise`` correlates the slices' noise along z; ``smoothing`` is the Gaussian's σ in voxels; ``replace`` takes the
-    result inside the mask only, or replaces whole slices and rescales the whole volume, as the paper does (§3.3).
+    ``noise`` correlates the slices' noise along z; ``smoothing`` is the Gaussian's σ in voxels, one for all directions
+    or one each for y, x and z; ``replace`` takes the result inside the mask only, or replaces whole slices and rescales
+    the whole volume, as the paper does (§3.3).
     """
 
     sampler: Literal["ddpm", "ddim", "dpmpp_2m", "heun"] = "dpmpp_2m"
     steps: PositiveInt = 2
     samples: PositiveInt = 1
     noise: Literal["independent", "shared", "slerp"] = "slerp"
-    smoothing: float = Field(default=1.075, ge=0, le=64, allow_inf_nan=False)
+    smoothing: Sigma | tuple[Sigma, Sigma, Sigma] = 1.075
     dilate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     replace: Literal["mask", "slices"] = "mask"
 
@@ -111,7 +115,7 @@ class SamplingConfig(Settings):
 PRESETS = {
     "fast": SamplingConfig(),
     "accurate": SamplingConfig(sampler="ddim", steps=4, samples=10),
-    "realistic": SamplingConfig(steps=8, smoothing=0),
+    "realistic": SamplingConfig(steps=8, smoothing=(0, 0, 0.5)),
     "paper": SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices"),
 }
 DEFAULT_PRESET = "fast"

@@ -129,11 +129,12 @@ def _kind(path: Path) -> type[Nifti1Image]:
 
 
 def listing(folder: Path) -> str:
-    """Name the first files of a folder, in characters that every terminal shows."""
+    """Name the first five files of a folder, in characters that every terminal shows."""
     try:
-        return ", ".join(ascii(path.name)[1:-1] for path in sorted(folder.iterdir())[:5]) or "nothing at all"
+        names = [ascii(path.name)[1:-1] for path in sorted(folder.iterdir())]
     except OSError:
         return "nothing that can be read"
+    return ", ".join([*names[:5], *(["..."] if names[5:] else [])]) or "nothing at all"
 
 
 def _check_length(path: Path, needed: int) -> None:

@@ -205,7 +205,7 @@ def grow(mask_XYZ: np.ndarray, millimetres: float, spacing: tuple[float, float, 
     return ndimage.distance_transform_edt(~mask_XYZ, sampling=spacing) <= millimetres
 
 
-def smooth(image_HWS: np.ndarray, sigma: float) -> np.ndarray:
+def smooth(image_HWS: np.ndarray, sigma: float | tuple[float, float, float]) -> np.ndarray:
     """Filter the stacked slices with a three-dimensional Gaussian of ``sigma`` voxels (paper §3.3); 0 does nothing."""
     return ndimage.gaussian_filter(image_HWS, sigma) if sigma else image_HWS
 
