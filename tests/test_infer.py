@@ -98,6 +98,13 @@ def test_smoothing_touches_the_inside_of_the_mask_only():
     assert np.std(smooth[mask]) < np.std(sharp[mask])
 
 
+def test_smoothing_along_z_leaves_the_planes_sharp():
+    plane_HW1 = np.random.default_rng(0).random((8, 8, 1), np.float32)
+    alike_HWS = np.tile(plane_HW1, 6)
+    np.testing.assert_allclose(volume.smooth(alike_HWS, (0, 0, 0.5)), alike_HWS, atol=1e-6)
+    assert np.abs(volume.smooth(np.moveaxis(alike_HWS, 2, 0), (0, 0, 0.5)) - np.moveaxis(alike_HWS, 2, 0)).max() > 0.01
+
+
 def test_an_empty_mask_gives_back_the_scan():
     image = brain(SHAPE)
     result = inpainter(Anything()).inpaint(image, np.zeros(SHAPE, bool))

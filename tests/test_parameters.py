@@ -97,6 +97,7 @@ def test_our_own_keys_are_read(read):
         ("seed: 1\nsteps: 0", "line 2: steps: 0"),
         ("seed: -1", "line 1: seed: -1"),
         ("smoothing: .inf", "line 1: smoothing: inf"),
+        ("smoothing: [0, 0, -1]", "line 1: smoothing: -1: .*greater than or equal to 0"),
         ("num_channels: 128.5", r"num_channels: 128\.5"),
         ("num_channels: 100", "line 1: num_channels: 100: .*multiple of 32"),
         ("channel_mult: 1,b", "line 1: channel_mult: 'b'"),

@@ -121,7 +121,8 @@ def _refusal(path: Path, lines: dict[str, int], error: ValidationError, known: s
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(names[-1], known, 1)
             why = f"unknown key\n  {f'Did you mean {near[0]}?' if near else 'Remove it.'}"
-        said.append(f"{path}, line {lines.get(key, 1)}: {'.'.join([key, *names[1:]])}: {why}")
+        fields = ".".join([key, *filter(str.isidentifier, names[1:])])  # without the types that a value may have
+        said.append(f"{path}, line {lines.get(key, 1)}: {fields}: {why}")
     return ConfigError("\n".join(said))
 
 
