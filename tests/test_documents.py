@@ -22,7 +22,6 @@ CARD, EVALUATION, TRAINING, CHOICE = (
 )
 COLUMNS = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "mae": ".3f", "stripe_index": ".2f", "boundary_contrast": ".2f"}
 SOURCES = {"90101": "ds000011", "90203": "coreg_qa"}
-PANEL = [("dpmpp_2m", "2", "slerp", "filtered"), ("ddpm", "1000", "independent", "paper's")]
 FILES = sorted((ROOT / "tests" / "benchmarks").glob("*.py"))
 
 
@@ -33,36 +32,46 @@ def table(name):
 
 SCORES = table("validation/scores.csv")
 FINE = {"ssim": ".4f", "psnr": ".2f", "mse": ".5f"}
+COARSE = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "stripes": ".2f"}
 
 
-def triple(found, formats=FINE):
-    return " / ".join(f"{statistics.mean(float(row[key]) for row in found):{f}}" for key, f in formats.items())
+def cells(found, formats, *, spread=False):
+    """Return the means of some columns as a table tells them, with the standard deviation if asked."""
+    values = {key: [float(row[key]) for row in found] for key in formats}
+    means = [f"{statistics.mean(values[key]):{f}}" for key, f in formats.items()]
+    if not spread:
+        return means
+    return [
+        f"{mean} ± {statistics.stdev(values[key]):{f}}" for mean, (key, f) in zip(means, formats.items(), strict=True)
+    ]
+
+
+def panel(sampler, steps, samples, finish):
+    """Return the panel's four rows of one setting, with the noise that the documents tell it with."""
+    noise = "independent" if sampler == "ddpm" else "slerp"
+    wanted = {"sampler": sampler, "steps": steps, "samples": samples, "finish": finish, "noise": noise}
+    found = rows.read(DOCS / "surface.csv", wanted)
+    assert len(found) == 4
+    return found
 
 
 @pytest.mark.parametrize("model", dict.fromkeys(row["model"] for row in SCORES))
 def test_the_tables_of_scores_are_those_of_the_csv(model):
     found = [row for row in SCORES if row["model"] == model]
     assert len(found) == 16
-    values = {key: [float(row[key]) for row in found] for key in COLUMNS}
-    cells = [f"{statistics.mean(values[k]):{f}} ± {statistics.stdev(values[k]):{f}}" for k, f in COLUMNS.items()]
-    line = f"| {' | '.join(cells)} |"
+    line = f"| {' | '.join(cells(found, COLUMNS, spread=True))} |"
     assert line in README
     assert line in EVALUATION
     sources = {row["case"]: SOURCES.get(row["case"].split("-")[2], "ds002748") for row in found}
-    by_source = [triple([r for r in found if sources[r["case"]] == s]) for s in ("ds002748", "ds000011", "coreg_qa")]
-    assert f"| {' | '.join(by_source)} |" in EVALUATION
+    by_source = [[row for row in found if sources[row["case"]] == s] for s in ("ds002748", "ds000011", "coreg_qa")]
+    assert f"| {' | '.join(' / '.join(cells(part, FINE)) for part in by_source)} |" in EVALUATION
 
 
-@pytest.mark.parametrize(("sampler", "steps", "noise", "finish"), PANEL)
-def test_the_panel_compares_paper_with_fast(sampler, steps, noise, finish):
-    wanted = {"sampler": sampler, "steps": steps, "noise": noise, "finish": finish, "samples": "1"}
-    found = rows.read(DOCS / "surface.csv", wanted)
-    assert len(found) == 4
-    columns = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "stripes": ".2f"}
-    values = {key: [float(row[key]) for row in found] for key in columns}
-    cells = [f"{statistics.mean(values[k]):{f}} ± {statistics.stdev(values[k]):{f}}" for k, f in columns.items()]
-    assert f"| {steps} | {' | '.join(cells)} |" in EVALUATION
-    assert all(cell.split(" ")[0] in README for cell in cells[:2])
+@pytest.mark.parametrize(("sampler", "steps", "finish"), [("dpmpp_2m", "2", "filtered"), ("ddpm", "1000", "paper's")])
+def test_the_panel_compares_paper_with_fast(sampler, steps, finish):
+    found = panel(sampler, steps, "1", finish)
+    assert f"| {steps} | {' | '.join(cells(found, COARSE, spread=True))} |" in EVALUATION
+    assert all(mean in README for mean in cells(found, COARSE)[:2])
 
 
 @pytest.mark.parametrize("preset", ["fast", "realistic"])
@@ -73,16 +82,11 @@ def test_the_page_of_presets_tells_every_case(preset):
 
 
 def test_the_page_of_presets_tells_the_panel():
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in CHOICE.splitlines()]
-    panel = [row for row in cells if len(row) == 9 and row[0] in ("dpmpp_2m", "ddim", "heun", "ddpm")]
-    assert len(panel) == 12
-    for sampler, steps, samples, finish, *told in panel:
-        noise = "independent" if sampler == "ddpm" else "slerp"
-        wanted = {"sampler": sampler, "steps": steps, "noise": noise, "finish": finish, "samples": samples}
-        found = rows.read(DOCS / "surface.csv", wanted)
-        assert len(found) == 4
-        columns = {"passes": ".0f", "ssim": ".3f", "psnr": ".2f", "mse": ".4f", "stripes": ".2f"}
-        assert told == [f"{statistics.mean(float(row[k]) for row in found):{f}}" for k, f in columns.items()]
+    table_rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in CHOICE.splitlines()]
+    settings = [row for row in table_rows if len(row) == 9 and row[0] in ("dpmpp_2m", "ddim", "heun", "ddpm")]
+    assert len(settings) == 12
+    for sampler, steps, samples, finish, *told in settings:
+        assert told == cells(panel(sampler, steps, samples, finish), {"passes": ".0f"} | COARSE)
 
 
 def test_the_card_tells_every_case_of_the_bundled_weights():
@@ -90,14 +94,14 @@ def test_the_card_tells_every_case_of_the_bundled_weights():
     scored = {row["case"].removeprefix("BraTS-GLI-"): row for row in SCORES if row["model"] == BUNDLED_WEIGHTS.stem}
     assert [*told] == sorted(scored, key=lambda case: float(scored[case]["ssim"]))
     for case, row in scored.items():
-        assert f"| {triple([row]).replace(' / ', ' | ')} |" in told[case]
+        assert f"| {' | '.join(cells([row], FINE))} |" in told[case]
 
 
 def test_the_card_tells_what_changed_scans_cost():
     by_scans = rows.grouped(table("validation/robustness.csv"), "scans")
     for (scans,), found in by_scans.items():
-        means = triple(found, {"ssim": ".3f", "psnr": ".2f", "mse": ".4f"})
-        assert f"| {scans} | {means.replace(' / ', ' | ')} |" in CARD
+        means = cells(found, {"ssim": ".3f", "psnr": ".2f", "mse": ".4f"})
+        assert f"| {scans} | {' | '.join(means)} |" in CARD
 
 
 def test_the_card_names_the_weights():

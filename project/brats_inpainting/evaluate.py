@@ -94,16 +94,16 @@ class Exam:
         scores: dict[str, float] = {}
         if self.truth_XYZ is not None and self.healthy_XYZ is not None:
             scores |= metrics.score(filled_XYZ, self.truth_XYZ, self.voided_XYZ, self.healthy_XYZ)._asdict()
-            pair_XYZ = self._scored_tissue(filled_XYZ), self._scored_tissue(self.truth_XYZ)
+            pair_XYZ = self.scored_tissue(filled_XYZ), self.scored_tissue(self.truth_XYZ)
             scores["boundary_contrast"] = metrics.boundary_contrast(*pair_XYZ, self.healthy_XYZ)
             scores["stripe_index_truth"] = metrics.stripe_index(pair_XYZ[1], self.healthy_XYZ)
         if self.scored_XYZ.any():
-            scores["stripe_index"] = metrics.stripe_index(self._scored_tissue(filled_XYZ), self.scored_XYZ)
+            scores["stripe_index"] = metrics.stripe_index(self.scored_tissue(filled_XYZ), self.scored_XYZ)
         changed_XYZ = filled_XYZ != self.voided_XYZ
         inside, outside = (np.count_nonzero(changed_XYZ & region) for region in (self.mask_XYZ, ~self.mask_XYZ))
         return Row(self.id, model, **scores, changed_inside=int(inside), changed_outside=int(outside))
 
-    def _scored_tissue(self, volume_XYZ: np.ndarray) -> np.ndarray:
+    def scored_tissue(self, volume_XYZ: np.ndarray) -> np.ndarray:
         """Make background of the rest of the mask: a lesion in the truth, synthetic tissue in a fill."""
         return np.where(self.mask_XYZ & ~self.scored_XYZ, 0, volume_XYZ)
 

@@ -65,17 +65,19 @@ def scored(inpainter, case, folder):
         folder.mkdir(parents=True, exist_ok=True)
         image.to_filename(folder / f"{case.id}-t1n-inference.nii.gz")
     exam = replace(examine(case, {}), fills={"filled": volume.in_lps(image)})
-    found = {score: getattr(exam.rows()[0], score) for score in SCORES}
-    textures = {"texture": exam.fills["filled"], "texture_truth": exam.truth_XYZ}
-    found |= {name: texture(volume_XYZ, exam) for name, volume_XYZ in textures.items()}
-    return {"passes": passes(inpainter.sampling), "seconds": seconds} | found
+    row = exam.rows()[0]
+    return {"passes": passes(inpainter.sampling), "seconds": seconds} | {
+        **{score: getattr(row, score) for score in SCORES},
+        "texture": texture(exam, exam.fills["filled"]),
+        "texture_truth": texture(exam, exam.truth_XYZ),
+    }
 
 
-def texture(volume_XYZ, exam):
+def texture(exam, volume_XYZ):
     """Return for x and y what the stripe index is for z: less than the truth's is blur."""
-    tissue_XYZ = np.where(exam.mask_XYZ & ~exam.healthy_XYZ, 0, volume_XYZ)
-    turned = ([np.moveaxis(array, axis, 2) for array in (tissue_XYZ, exam.healthy_XYZ)] for axis in (0, 1))
-    return float(np.mean([metrics.stripe_index(*pair) for pair in turned]))
+    pair = exam.scored_tissue(volume_XYZ), exam.healthy_XYZ
+    turned = ([np.moveaxis(array, axis, 2) for array in pair] for axis in (0, 1))
+    return float(np.mean([metrics.stripe_index(*arrays) for arrays in turned]))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 usage: python -m tests.benchmarks.surface --data-path VAL [--table docs/surface.csv] [--plot docs/surface.png]
            [--weights FILE] [--precision fp32] [--samplers dpmpp_2m ddim heun ddpm] [--noise slerp …] [--most 1000]
 
-Settings that stand in the table are not run again, whatever their precision: one setting filled in bfloat16 and in
-float32 differed by 0.001 dB. The cheap ones come first, and --most leaves out more steps.
+Settings that stand in the table are not run again, whatever precision its rows tell. The cheap ones come first, and
+--most leaves out more steps.
 """
 
 import argparse
