@@ -3,8 +3,8 @@
 usage: python -m tests.benchmarks.presets --data-path VAL [--table docs/presets.csv] [--presets fast …]
            [--fills FOLDER] [--weights FILE] [--precision fp32]
 
-The cheapest comes first; --fills keeps the filled scans, a sub-folder a preset. Cases that stand in the table are not
-filled again, so that a long run can be stopped and go on.
+The cheapest comes first; --fills keeps the filled scans and the spread of their samples, a sub-folder a preset. Cases
+that stand in the table are not filled again, so that a long run can be stopped and go on.
 """
 
 import argparse
@@ -59,12 +59,14 @@ def passes(how):
 def scored(inpainter, case, folder):
     """Fill a case from its files, and keep the fill if there is a folder for it."""
     started = time.perf_counter()
-    image = inpainter.inpaint(case.image, case.mask).image
+    inpainting = inpainter.inpaint(case.image, case.mask)
     seconds = time.perf_counter() - started
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        image.to_filename(folder / f"{case.id}-t1n-inference.nii.gz")
-    exam = replace(examine(case, {}), fills={"filled": volume.in_lps(image)})
+        for what, image in {"inference": inpainting.image, "std": inpainting.std}.items():
+            if image is not None:
+                image.to_filename(folder / f"{case.id}-t1n-{what}.nii.gz")
+    exam = replace(examine(case, {}), fills={"filled": volume.in_lps(inpainting.image)})
     row = exam.rows()[0]
     return {"passes": passes(inpainter.sampling), "seconds": seconds} | {
         **{score: getattr(row, score) for score in SCORES},
