@@ -15,7 +15,7 @@ from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
 from brats_inpainting.infer import LPS, Inpainter
 
-from .conftest import Anything, brain, inpainter, lesion, tiny_network, write_case
+from .conftest import TINY, Anything, brain, inpainter, lesion, tiny_network, write_case
 
 SHAPE = (64, 64, 12)
 
@@ -174,6 +174,16 @@ def test_loading_says_what_is_wrong(tiny_weights, tmp_path):
         Inpainter.load(tiny_weights, steps=1001)
     with pytest.raises(CheckpointError, match="no such weights"):
         Inpainter.load(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "preset", "warned"), [("eps", "fast", True), ("eps", "paper", False), ("x0", "fast", False)]
+)
+def test_few_steps_of_weights_that_predict_noise_are_warned_of(prediction, preset, warned, tmp_path, caplog):
+    path, diffusion = tmp_path / "tiny.safetensors", DiffusionConfig(prediction=prediction, window=32)
+    checkpoint.save(path, tiny_network().state_dict(), unet=TINY, diffusion=diffusion, ema=True, notes={})
+    Inpainter.load(path, preset=preset, device="cpu")
+    assert ("tiny.safetensors predicts noise, for which 2 steps are few: add --preset paper" in caplog.text) == warned
 
 
 def test_overrides_replace_what_the_preset_says(tiny_weights):

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine that a bare array is given: BraTS order, 1 mm
 OnPass = Callable[[int], None]
+FEW_STEPS = 10  # fewer are too few for a network that predicts noise: early on x̂_0 is its small error, much amplified
 BATCH = {"cuda": 32, "mps": 8, "cpu": 4}  # the paper's on a GPU; more gains nothing on a CPU
 
 
@@ -103,6 +104,10 @@ class Inpainter:
             raise CheckpointError(
                 f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
                 f"  Give one of 3 channels (b, m, x_t) whose factor divides {FRAME_MULTIPLE} and its window."
+            )
+        if loaded.diffusion.prediction == "eps" and how.steps < FEW_STEPS:
+            log.warning(
+                "%s predicts noise, for which %d steps are few: add --preset paper", loaded.path.name, how.steps
             )
         most = min(BATCH[where.type], at_most or BATCH[where.type])
         size = batch_size or (memory.plan(unet, most) if where.type == "cpu" else most)

@@ -266,23 +266,35 @@ def test_a_file_that_vanishes_after_its_header_was_read_is_a_case_error(tmp_path
             look(image)
 
 
-def test_a_folder_that_must_not_be_read_is_named(tmp_path):
-    write_case(tmp_path / "data", "a", shape=SHAPE)
-    tmp_path.chmod(0o755)
-    (tmp_path / "data").chmod(0)
+def found_by_a_stranger(folder, unreadable):
+    """Return what a user without rights is told who looks for cases in a folder, of which a part must not be read."""
     script = f"""
 import os
 from pathlib import Path
 from brats_inpainting.data import cases
 os.getuid() or (os.setgroups([]), os.setgid(65534), os.setuid(65534))
-cases.find(Path({str(tmp_path / "data")!r}))
+print(*(case.id for case in cases.find(Path({str(folder)!r}))))
 """
-    parents = [folder for folder in tmp_path.parents if folder.stat().st_mode & 0o001 == 0]
-    for folder in parents:
-        folder.chmod(folder.stat().st_mode | 0o001)
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stderr
-    (tmp_path / "data").chmod(0o755)
-    assert f"ConfigError: {tmp_path / 'data'}: cannot be read (Permission denied)" in told
+    for parent in folder.parents:
+        if parent.stat().st_mode & 0o001 == 0:
+            parent.chmod(parent.stat().st_mode | 0o001)
+    unreadable.chmod(0)
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    unreadable.chmod(0o755)
+    return told
+
+
+def test_a_folder_that_must_not_be_read_is_named(tmp_path):
+    data = write_case(tmp_path / "data", "a", shape=SHAPE).parent
+    told = found_by_a_stranger(data, data)
+    assert f"ConfigError: {data}: cannot be read (Permission denied)" in told.stderr
+
+
+def test_a_case_that_must_not_be_read_is_named_and_does_not_stop_the_others(tmp_path):
+    data = write_case(tmp_path / "data", "a", shape=SHAPE).parent
+    told = found_by_a_stranger(data, write_case(data, "b", shape=SHAPE))
+    assert f"{data / 'b'}: must not be read, and is passed over" in told.stderr
+    assert told.stdout == "a\n"
 
 
 def test_a_folder_of_pictures_is_no_folder_of_cases(tmp_path):
