@@ -74,7 +74,7 @@ def test_the_panel_compares_paper_with_fast(sampler, steps, finish):
     assert all(mean in README for mean in cells(found, COARSE)[:2])
 
 
-@pytest.mark.parametrize("preset", ["fast", "realistic"])
+@pytest.mark.parametrize("preset", ["fast", "accurate", "realistic"])
 def test_the_page_of_presets_tells_every_case(preset):
     found = rows.read(DOCS / "presets.csv", {"preset": preset, "sampling": PRESETS[preset]})
     assert len(found) == 16
@@ -87,6 +87,17 @@ def test_the_page_of_presets_tells_the_panel():
     assert len(settings) == 12
     for sampler, steps, samples, finish, *told in settings:
         assert told == cells(panel(sampler, steps, samples, finish), {"passes": ".0f"} | COARSE)
+
+
+def test_the_page_of_presets_tells_one_factor_at_a_time():
+    for change, found in rows.grouped(table("choices.csv"), "factor", "variant").items():
+        assert f"| {' | '.join([*change, *cells(found, COARSE)])} |" in CHOICE
+
+
+def test_the_page_of_presets_tells_how_spread_and_error_go_together():
+    rho = [float(row["rho"]) for row in table("uncertainty.csv") if row["tenth"] == "0"]
+    assert len(rho) == 16
+    assert f"{statistics.mean(rho):.2f} ± {statistics.stdev(rho):.2f} ({min(rho):.2f} to {max(rho):.2f})" in CHOICE
 
 
 def test_the_card_tells_every_case_of_the_bundled_weights():

@@ -114,7 +114,7 @@ class SamplingConfig(Settings):
 
 PRESETS = {
     "fast": SamplingConfig(),
-    "accurate": SamplingConfig(sampler="ddim", steps=4, samples=10),
+    "accurate": SamplingConfig(samples=10),
     "realistic": SamplingConfig(steps=8, smoothing=(0, 0, 0.5)),
     "paper": SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices"),
 }

@@ -21,7 +21,6 @@ from brats_inpainting.evaluate import examine
 from tests.benchmarks import rows
 
 BINS = 10  # of equally many voxels
-BRIGHTEST = 0.3  # spread and error
 
 
 def main():
@@ -92,18 +91,17 @@ def draw(table, maps, path):
     axis.set(xlabel="spread of the samples", ylabel="error (root mean square)", xlim=0, ylim=0)
     axis.legend()
     plane = pictures.Plane.through(maps.healthy_XYZ, maps.truth_XYZ > 0, "axial")
-    grey, heat = {"cmap": "gray", "vmin": 0, "vmax": 1}, {"cmap": "inferno", "vmin": 0, "vmax": BRIGHTEST}
     views = {
-        "truth": (maps.truth_XYZ, grey),
-        "fill": (maps.filled_XYZ, grey),
-        "spread": (maps.spread_XYZ, heat),
-        "absolute error": (maps.error_XYZ * maps.healthy_XYZ, heat),
+        "truth": (maps.truth_XYZ, "gray", 1),
+        "fill": (maps.filled_XYZ, "gray", 1),
+        "spread": (maps.spread_XYZ * maps.healthy_XYZ, "inferno", 0.06),
+        "absolute error": (maps.error_XYZ * maps.healthy_XYZ, "inferno", 0.3),
     }
-    for axis, (name, (volume_XYZ, colours)) in zip(others, views.items(), strict=True):
-        shown = axis.imshow(plane.cut(volume_XYZ), **colours)
+    for axis, (name, (volume_XYZ, colours, brightest)) in zip(others, views.items(), strict=True):
+        shown = axis.imshow(plane.cut(volume_XYZ), cmap=colours, vmin=0, vmax=brightest)
+        figure.colorbar(shown, ax=axis, location="bottom", shrink=0.7)
         axis.set_title(name)
         axis.set_axis_off()
-    figure.colorbar(shown, ax=others[-1])
     figure.savefig(path, dpi=110)
 
 
