@@ -183,7 +183,7 @@ def test_few_steps_of_weights_that_predict_noise_are_warned_of(prediction, prese
     path, diffusion = tmp_path / "tiny.safetensors", DiffusionConfig(prediction=prediction, window=32)
     checkpoint.save(path, tiny_network().state_dict(), unet=TINY, diffusion=diffusion, ema=True, notes={})
     Inpainter.load(path, preset=preset, device="cpu")
-    assert ("tiny.safetensors predicts noise, for which 2 steps are few: add --preset paper" in caplog.text) == warned
+    assert ("tiny.safetensors predicts noise, for which 2 steps are few: ask for 10 or more" in caplog.text) == warned
 
 
 def test_overrides_replace_what_the_preset_says(tiny_weights):

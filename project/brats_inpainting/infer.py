@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine that a bare array is given: BraTS order, 1 mm
 OnPass = Callable[[int], None]
-FEW_STEPS = 10  # fewer are too few for a network that predicts noise: early on x̂_0 is its small error, much amplified
+ENOUGH_STEPS = 10  # for a network that predicts noise: early on x̂_0 is its small error, much amplified
 BATCH = {"cuda": 32, "mps": 8, "cpu": 4}  # the paper's on a GPU; more gains nothing on a CPU
 
 
@@ -105,10 +105,9 @@ class Inpainter:
                 f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
                 f"  Give one of 3 channels (b, m, x_t) whose factor divides {FRAME_MULTIPLE} and its window."
             )
-        if loaded.diffusion.prediction == "eps" and how.steps < FEW_STEPS:
-            log.warning(
-                "%s predicts noise, for which %d steps are few: add --preset paper", loaded.path.name, how.steps
-            )
+        if loaded.diffusion.prediction == "eps" and how.steps < ENOUGH_STEPS:
+            few = "%s predicts noise, for which %d steps are few: ask for %d or more"
+            log.warning(few, loaded.path.name, how.steps, ENOUGH_STEPS)
         most = min(BATCH[where.type], at_most or BATCH[where.type])
         size = batch_size or (memory.plan(unet, most) if where.type == "cpu" else most)
         return cls(loaded, how, where, size, best_precision(where) if precision == "auto" else precision)
@@ -117,7 +116,9 @@ class Inpainter:
         """Put the network where it will work."""
         steps = self.weights.diffusion.steps
         if self.sampling.steps > steps:
-            raise ConfigError(f"{self.sampling.steps} steps asked for\n  The weights were trained with {steps}.")
+            raise ConfigError(
+                f"{self.sampling.steps} steps asked for\n  The weights were trained with {steps}: ask for no more."
+            )
         self.weights.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._schedule = Schedule.of(self.weights.diffusion)
 

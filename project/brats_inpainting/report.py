@@ -169,7 +169,7 @@ def _plane(exam: Exam, name: str) -> Shown:
             view = f"{model} − truth" if len(exam.fills) > 1 else "difference from the truth"
             images[view] = np.where(scored_RC[..., None], _coloured(off_RC, BALANCE), images["truth"] * 0.5)
     if exam.std_XYZ is not None:
-        std_RC = np.clip(plane.cut(exam.std_XYZ) / level / 0.25, 0, 1)
+        std_RC = np.clip(plane.cut(exam.std_XYZ) / level / 0.1, 0, 1)
         images["uncertainty"] = np.where(mask_RC[..., None], _coloured(std_RC, HEAT), images["voided"] * 0.5)
     where = f"{name}, slice {plane.index}"
     pictures = [Picture(view, _data(image), f"{exam.id}: {view}, {where}") for view, image in images.items()]

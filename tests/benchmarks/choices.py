@@ -1,7 +1,7 @@
 """How samples become a fill, one factor at a time, on the panel of panel.py.
 
 usage: python -m tests.benchmarks.choices --data-path VAL [--preset fast] [--table docs/choices.csv] [--weights FILE]
-           [--run FOLDER]
+           [--factor smoothing …] [--run FOLDER]
 
 Every line changes one thing in the preset, and is the mean of four seeds. --run is a training run of the same network:
 the moving averages in its last state are compared too. Lines that stand in the table are not run again.
@@ -10,7 +10,7 @@ the moving averages in its last state are compared too. Lines that stand in the 
 import argparse
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from unittest.mock import patch
@@ -23,9 +23,10 @@ from brats_inpainting.data import volume
 from brats_inpainting.diffusion import noise
 from brats_inpainting.infer import Inpainter
 from tests.benchmarks import rows
-from tests.benchmarks.panel import mirrored, panel
+from tests.benchmarks.panel import mirrored, panel, texture
 
 SEEDS = 4
+TOLD = ("ssim", "psnr", "mse", "stripes", "stripes_truth", "texture", "texture_truth")
 
 
 def main():
@@ -34,31 +35,39 @@ def main():
     parser.add_argument("--preset", default=DEFAULT_PRESET)
     parser.add_argument("--table", type=Path, default=Path("docs/choices.csv"))
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--factor", nargs="*")
     parser.add_argument("--run", type=Path)
     args = parser.parse_args()
     slabs, base = panel(args.data_path), Inpainter.load(args.weights, preset=args.preset)
     key = {"preset": args.preset, "sampling": base.sampling} | rows.of(base)
     for factor, variant, fill in [*ways(base), *averages(base, args.run)]:
         wanted = key | {"factor": factor, "variant": variant}
-        if not rows.read(args.table, wanted):
-            print(wanted, flush=True)
+        if factor in (args.factor or [factor]) and not rows.read(args.table, wanted):
+            print(factor, variant, flush=True)
             runs = product(range(SEEDS), slabs)
-            rows.append(args.table, [wanted | {"seed": n, "case": s.scan.id} | s.scores(fill(s, n)) for n, s in runs])
-    print("| factor | variant | SSIM | PSNR | MSE | stripes | truth's |\n|" + "---|" * 7)
+            rows.append(args.table, [wanted | {"seed": n, "case": s.scan.id} | scored(s, fill(s, n)) for n, s in runs])
+    print("| factor | variant | SSIM | PSNR | MSE | stripes | truth's | texture | truth's |\n|" + "---|" * 9)
     for group, found in rows.grouped(rows.read(args.table, key), "factor", "variant").items():
-        print("|", " | ".join(group), "|", rows.means(found, "ssim", "psnr", "mse", "stripes", "stripes_truth"))
+        print("|", " | ".join(group), "|", rows.means(found, *TOLD))
+
+
+def scored(slab, filled_XYZ):
+    textures = (texture(volume_XYZ, slab.healthy_XYZ) for volume_XYZ in (filled_XYZ, slab.truth_XYZ))
+    return slab.scores(filled_XYZ) | dict(zip(("texture", "texture_truth"), textures, strict=True))
 
 
 def ways(base):
     """List factor, variant, and the function that fills a slab so."""
-    for sigma in (0, 0.5, 1.075):
-        yield "smoothing", str(sigma), filling(base, smoothing=sigma)
-    yield "smoothing", "1.075 along z only", filling(base, smoothing=(0, 0, 1.075))
+    unchanged = cache(partial(sampled, base))  # for what only finishes otherwise
+    for sigma in (0, 0.5, 1.075, 1.5):
+        yield "smoothing", str(sigma), partial(smoothed, base, sigma, unchanged)
+    for sigma in (0.5, 1.075):
+        yield "smoothing", f"{sigma} along z only", partial(smoothed, base, (0, 0, sigma), unchanged)
     low, high = base.weights.diffusion.image_range
     for name, clamp in {"[0, 1]": (low, high), "[-1, 1]": (2 * low - high, high)}.items():
         yield "images clamped to", name, filling(meaning(base, clamp=clamp))
-    yield "intensities", "exact inverse", filling(base)
-    yield "intensities", "the paper's percentiles", partial(rescaled, base)
+    yield "intensities", "exact inverse", partial(smoothed, base, base.sampling.smoothing, unchanged)
+    yield "intensities", "the paper's percentiles", partial(rescaled, base, unchanged)
     for distance in (2, 4, 8, 16, 32):
         yield "slices between the anchors of slerp", str(distance), partial(anchored, base, distance)
     yield "two samples", "of the scan", filling(base, samples=2)
@@ -87,15 +96,21 @@ def sampled(inpainter, slab, seed):
     return next(inpainter.fill([slab.scan], seed=seed))
 
 
+def smoothed(inpainter, sigma, fill, slab, seed):
+    """Finish what ``fill`` filled with another filter."""
+    changed = replace(inpainter, sampling=inpainter.sampling.model_copy(update={"smoothing": sigma}))
+    return changed.finish(fill(slab, seed))[0]
+
+
 def meaning(inpainter, **changes):
     """Change what the network's numbers mean."""
     diffusion = inpainter.weights.diffusion.model_copy(update=changes)
     return replace(inpainter, weights=replace(inpainter.weights, diffusion=diffusion))
 
 
-def rescaled(inpainter, slab, seed):
+def rescaled(inpainter, fill, slab, seed):
     """Fill, and map the intensities back as the paper does instead of exactly."""
-    scan, mean_HWS = slab.scan, sampled(inpainter, slab, seed).mean_HWS
+    scan, mean_HWS = slab.scan, fill(slab, seed).mean_HWS
     smoothed_HWS = volume.smooth(np.where(scan.mask_HWS, mean_HWS, scan.image_HWS), inpainter.sampling.smoothing)
     everywhere_XYZ = scan.everywhere(np.where(scan.mask_HWS, smoothed_HWS, scan.image_HWS))
     return np.where(scan.mask_XYZ, everywhere_XYZ, scan.voided_XYZ)

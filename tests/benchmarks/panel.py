@@ -20,7 +20,7 @@ from brats_inpainting.infer import LPS
 CASES, EVERY, SLICES = 4, 4, 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slab:
     """The slices of one case that are filled, and the truth that they are scored against."""
 
@@ -55,6 +55,12 @@ def slab(exam):
 def mirrored(slab):
     """Exchange left and right."""
     return built(slab.scan.id, slab.truth_XYZ[::-1], slab.scan.mask_XYZ[::-1], slab.healthy_XYZ[::-1])
+
+
+def texture(volume_XYZ, healthy_XYZ):
+    """Return for x and y what the stripe index is for z: less than the truth's is blur."""
+    turned = ([np.moveaxis(array, axis, 2) for array in (volume_XYZ, healthy_XYZ)] for axis in (0, 1))
+    return float(np.mean([metrics.stripe_index(*arrays) for arrays in turned]))
 
 
 def built(case, truth_XYZ, mask_XYZ, healthy_XYZ):

@@ -22,11 +22,20 @@ def append(table, rows):
     """Add rows of the same columns at once, those that the table has; floats get six digits."""
     rows = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     begun = read(table, {})[:1]
+    if not rows:
+        return
     with table.open("a" if begun else "w", newline="") as file:
         writer = csv.DictWriter(file, list((begun or rows)[0]))
         if not begun:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def drop(table, unwanted):
+    """Take out the rows that hold all of these values."""
+    kept = [row for row in read(table, {}) if not matching([row], unwanted)]
+    table.unlink(missing_ok=True)
+    append(table, kept)
 
 
 def of(inpainter):

@@ -22,6 +22,7 @@ from tests.benchmarks.panel import panel
 
 STEPS, SAMPLES = (1, 2, 4, 8, 10, 20, 50), (1, 4, 10)
 SOLVERS, NOISE = ("dpmpp_2m", "ddim", "heun"), ("independent", "shared", "slerp")
+SAME_UNTIL = {"dpmpp_2m": 0, "heun": 1, "ddim": 2}  # the steps in which a solver does what DPM-Solver++ does
 CHAINS = (100, 250, 1000)
 FINISHES = {"filtered": {}, "raw": {"smoothing": 0}}
 PAPERS = {"paper's": {"replace": "slices"}}
@@ -55,17 +56,18 @@ def main():
         if asked and max((int(row["samples"]) for row in told), default=0) < setting.samples:
             print(wanted, flush=True)
             found = measured(replace(loaded, sampling=setting), slabs)
-            new = (row for row in found if not rows.matching(told, {"samples": row["samples"]}))
-            rows.append(args.table, [rows.of(loaded) | wanted | row for row in new])
+            found = [rows.of(loaded) | wanted | row for row in found]
+            rows.drop(args.table, wanted)  # of fewer samples
+            rows.append(args.table, found)
     draw(rows.read(args.table, key), args.plot)
 
 
 def settings(samples):
-    """List every way of sampling, the cheapest first; in one step all solvers are the same."""
+    """List every way of sampling, the cheapest first."""
     solvers = [
         sampling("fast", sampler=sampler, steps=steps, noise=noise, samples=samples)
         for sampler, steps, noise in product(SOLVERS, STEPS, NOISE)
-        if steps > 1 or sampler == "dpmpp_2m"
+        if steps > SAME_UNTIL[sampler]
     ]
     chains = [sampling("fast", sampler="ddpm", steps=steps, noise="independent") for steps in CHAINS]
     return sorted([*solvers, *chains], key=lambda setting: setting.passes * setting.samples)
@@ -87,10 +89,10 @@ def measured(inpainter, slabs):
 
 
 def means(table, score, **wanted):
-    """Return passes and a score's mean over the cases, of the rows that are as wanted."""
-    by_passes = rows.grouped(rows.matching(table, wanted), "passes")
-    values = [np.mean([float(row[score]) for row in found]) for found in by_passes.values()]
-    return [int(passes) for (passes,) in by_passes], values
+    """Return passes and a score's mean over the cases, of the rows that are as wanted, by passes."""
+    by_passes = rows.grouped(rows.matching(table, wanted), "passes").items()
+    points = sorted((int(passes), np.mean([float(row[score]) for row in found])) for (passes,), found in by_passes)
+    return list(zip(*points, strict=True)) or ([], [])
 
 
 def draw(table, path):
@@ -105,10 +107,10 @@ def draw(table, path):
             style = {
                 "color": f"C{colour}",
                 "ls": LINES[samples],
-                "label": f"{value}, {samples} sample{'s'[: samples - 1]}",
+                "label": f"{value}, samples: {samples}",
             }
             axis.plot(*means(table, score, **wanted), marker=".", **style)
-        axis.plot(*means(table, score, sampler="ddpm", finish=finish), "k-", marker="x", label="ddpm, 1 sample")
+        axis.plot(*means(table, score, sampler="ddpm", finish=finish), "k-", marker="x", label="ddpm, samples: 1")
         if score == "stripes":
             axis.axhline(np.mean([float(row["stripes_truth"]) for row in table]), color="k", lw=0.8, label="truth")
         axis.set(xscale="log", xlabel="network passes a slice", **scale)

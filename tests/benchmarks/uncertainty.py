@@ -1,10 +1,11 @@
 """Whether the spread of the samples tells where a fill is wrong: rank correlation, and error against spread.
 
-usage: python -m tests.benchmarks.uncertainty --data-path VAL --fills FOLDER [--table docs/uncertainty.csv]
+usage: python -m tests.benchmarks.uncertainty --data-path VAL --fills FOLDER … [--table docs/uncertainty.csv]
            [--plot docs/uncertainty.png] [--case ID]
 
-FOLDER holds ID-t1n-inference.nii.gz and ID-t1n-std.nii.gz, as presets.py --fills keeps them. Spread and absolute error
-are taken voxel by voxel inside the healthy mask, in [0, 1] of the scan. The plot shows the maps of one case too.
+A FOLDER holds ID-t1n-inference.nii.gz and ID-t1n-inference-std.nii.gz, as presets.py --fills keeps them. Spread and
+absolute error are taken voxel by voxel inside the healthy mask, in [0, 1] of the scan, and so is the depth, the
+distance from the edge of the whole mask, which goes with both. The plot shows the first folder, and maps of one case.
 """
 
 import argparse
@@ -13,69 +14,77 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scipy import stats
+from scipy import ndimage, stats
 
 from brats_inpainting import pictures
 from brats_inpainting.data import cases, volume
-from brats_inpainting.evaluate import examine
+from brats_inpainting.evaluate import examine, named_after
 from tests.benchmarks import rows
 
 BINS = 10  # of equally many voxels
+CORRELATIONS = {  # Spearman's
+    "rho": "spread with error",
+    "rho_depth": "depth with error",
+    "rho_given_depth": "spread with error, given the depth",
+}
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-path", type=Path, required=True)
-    parser.add_argument("--fills", type=Path, required=True)
+    parser.add_argument("--fills", type=Path, nargs="+", required=True)
     parser.add_argument("--table", type=Path, default=Path("docs/uncertainty.csv"))
     parser.add_argument("--plot", type=Path, default=Path("docs/uncertainty.png"))
     parser.add_argument("--case", default="BraTS-GLI-90041-000")
     args = parser.parse_args()
-    found = {case.id: Maps.of(case, args.fills) for case in cases.find(args.data_path)}
+    found = {case.id: case for case in cases.find(args.data_path)}
     args.table.unlink(missing_ok=True)
-    rows.append(args.table, [{"case": name} | row for name, maps in found.items() for row in maps.tenths()])
-    rho = [maps.rho() for maps in found.values()]
-    print(
-        f"Spearman's rho of {len(rho)} cases: {np.mean(rho):.3f} ± {np.std(rho, ddof=1):.3f}, at least {min(rho):.3f}"
-    )
-    draw(rows.read(args.table, {}), found[args.case], args.plot)
+    for folder in args.fills:
+        for name, case in found.items():
+            rows.append(
+                args.table, [{"fills": folder.name, "case": name} | row for row in Maps.of(case, folder).rows()]
+            )
+        of_folder = rows.read(args.table, {"fills": folder.name, "tenth": 0})
+        for key, meaning in CORRELATIONS.items():
+            rho = [float(row[key]) for row in of_folder]
+            told = f"{np.mean(rho):.2f} ± {np.std(rho, ddof=1):.2f} ({min(rho):.2f} to {max(rho):.2f})"
+            print(f"{folder.name}, {len(rho)} cases, {meaning}: {told}")
+    draw(rows.read(args.table, {"fills": args.fills[0].name}), Maps.of(found[args.case], args.fills[0]), args.plot)
 
 
 @dataclass(frozen=True)
 class Maps:
-    """A fill's volumes in [0, 1] of the scan, X × Y × Z in LPS: the spread of its samples, and its absolute error."""
+    """A case's volumes, X × Y × Z in LPS: intensities, spread and error in [0, 1] of the scan, depth in voxels."""
 
     truth_XYZ: np.ndarray
     filled_XYZ: np.ndarray
     spread_XYZ: np.ndarray
     error_XYZ: np.ndarray
+    depth_XYZ: np.ndarray
     healthy_XYZ: np.ndarray
 
     @classmethod
     def of(cls, case, folder):
-        exam = examine(case, {})
-        images = (nib.load(folder / f"{case.id}-t1n-{what}.nii.gz") for what in ("inference", "std"))
-        filled_XYZ, std_XYZ = (volume.in_lps(image) for image in images)
+        exam, filled = examine(case, {}), folder / f"{case.id}-t1n-inference.nii.gz"
+        filled_XYZ, std_XYZ = (volume.in_lps(nib.load(path)) for path in (filled, named_after(filled, "std")))
         intensity = volume.Intensity.of(exam.voided_XYZ)
-        truth_XYZ, filled_XYZ = (
-            (v - intensity.low) / (intensity.high - intensity.low) for v in (exam.truth_XYZ, filled_XYZ)
-        )
-        spread_XYZ = std_XYZ / (intensity.high - intensity.low)
-        return cls(truth_XYZ, filled_XYZ, spread_XYZ, abs(filled_XYZ - truth_XYZ), exam.healthy_XYZ)
+        scale = intensity.high - intensity.low
+        truth_XYZ, filled_XYZ = ((v_XYZ - intensity.low) / scale for v_XYZ in (exam.truth_XYZ, filled_XYZ))
+        depth_XYZ = ndimage.distance_transform_edt(exam.mask_XYZ)
+        return cls(truth_XYZ, filled_XYZ, std_XYZ / scale, abs(filled_XYZ - truth_XYZ), depth_XYZ, exam.healthy_XYZ)
 
-    @property
-    def inside(self):
-        return self.spread_XYZ[self.healthy_XYZ], self.error_XYZ[self.healthy_XYZ]
-
-    def rho(self):
-        return float(stats.spearmanr(*self.inside).statistic)
-
-    def tenths(self):
+    def rows(self):
         """Yield the root mean squares of spread and error of every tenth of the voxels, by spread."""
-        spread_N, error_N = self.inside
+        spread_N, error_N, depth_N = (v[self.healthy_XYZ] for v in (self.spread_XYZ, self.error_XYZ, self.depth_XYZ))
+        rho, rho_depth, together = (
+            float(stats.spearmanr(*pair).statistic)
+            for pair in ((spread_N, error_N), (depth_N, error_N), (spread_N, depth_N))
+        )
+        given = (rho - rho_depth * together) / np.sqrt((1 - rho_depth**2) * (1 - together**2))  # partial correlation
+        told = {"rho": rho, "rho_depth": rho_depth, "rho_given_depth": float(given)}
         for number, tenth in enumerate(np.array_split(np.argsort(spread_N), BINS)):
-            spread, rmse = (float(np.sqrt(np.mean(values_N[tenth] ** 2))) for values_N in (spread_N, error_N))
-            yield {"rho": self.rho(), "tenth": number, "spread": spread, "rmse": rmse}
+            spread, rmse = (float(np.sqrt(np.mean(v_N[tenth] ** 2))) for v_N in (spread_N, error_N))
+            yield told | {"tenth": number, "spread": spread, "rmse": rmse}
 
 
 def draw(table, maps, path):

@@ -273,7 +273,9 @@ import os
 from pathlib import Path
 from brats_inpainting.data import cases
 os.getuid() or (os.setgroups([]), os.setgid(65534), os.setuid(65534))
-print(*(case.id for case in cases.find(Path({str(folder)!r}))))
+for case in cases.find(Path({str(folder)!r})):
+    cases.load(case)
+    print(case.id)
 """
     for parent in folder.parents:
         if parent.stat().st_mode & 0o001 == 0:
@@ -290,11 +292,18 @@ def test_a_folder_that_must_not_be_read_is_named(tmp_path):
     assert f"ConfigError: {data}: cannot be read (Permission denied)" in told.stderr
 
 
-def test_a_case_that_must_not_be_read_is_named_and_does_not_stop_the_others(tmp_path):
+def test_a_case_that_must_not_be_read_fails_by_name(tmp_path):
     data = write_case(tmp_path / "data", "a", shape=SHAPE).parent
     told = found_by_a_stranger(data, write_case(data, "b", shape=SHAPE))
-    assert f"{data / 'b'}: must not be read, and is passed over" in told.stderr
     assert told.stdout == "a\n"
+    assert "CaseError: b: cannot be read\n  b-t1n-voided.nii.gz: " in told.stderr
+    assert "Permission denied" in told.stderr
+
+
+def test_the_folder_of_a_file_system_is_no_case(tmp_path):
+    data = write_case(tmp_path / "data", "a", shape=SHAPE).parent
+    (data / "lost+found").mkdir()
+    assert found_by_a_stranger(data, data / "lost+found").stdout == "a\n"
 
 
 def test_a_folder_of_pictures_is_no_folder_of_cases(tmp_path):

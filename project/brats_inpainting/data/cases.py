@@ -87,6 +87,7 @@ def find(folder: Path) -> list[Case]:
     try:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder\n  Give the folder that holds one sub-folder per case.")
+        next(folder.iterdir(), None)  # raises where glob would find nothing
         files = _files(folder)
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})\n  Run chmod a+rX on it.") from error
@@ -115,24 +116,20 @@ def find(folder: Path) -> list[Case]:
 def _files(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
     """Group the files of a folder and its sub-folders by where they lie and the id in their names."""
     files: dict[tuple[Path, str], dict[str, Path]] = {}
-    for path in sorted(_listed(folder)):
+    for path in sorted(p for p in [*folder.glob("*"), *folder.glob("*/*")] if not p.name.startswith(".")):
         if match := FILE.fullmatch(path.name):
             kind = "mask" if match["kind"].lower() == "mask" else "image"
             files.setdefault((path.parent, match["id"]), {}).setdefault(kind, path)
-        elif path.is_dir() and any(path.glob("*.nii*")) and not any(FILE.fullmatch(p.name) for p in path.iterdir()):
+        elif path.is_dir() and _hides_scans(path):
             files[path, path.name] = {"image": path / f"{path.name}-t1n-voided.nii.gz"}
     return files
 
 
-def _listed(folder: Path) -> Iterator[Path]:
-    """Yield what lies in a folder and in its sub-folders; one that must not be read is told, and passed over."""
-    for path in folder.iterdir():
-        if not path.name.startswith("."):
-            yield path
-            try:
-                yield from (p for p in (path.iterdir() if path.is_dir() else ()) if not p.name.startswith("."))
-            except PermissionError:
-                log.warning("%s: must not be read, and is passed over; chmod a+rX lets it be", path)
+def _hides_scans(folder: Path) -> bool:
+    """Tell whether a folder holds scans by other names, or must not be read and may hold some."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return folder.name != "lost+found"
+    return any(folder.glob("*.nii*")) and not any(FILE.fullmatch(path.name) for path in folder.iterdir())
 
 
 def load(case: Case) -> Loaded:
