@@ -61,8 +61,9 @@ def ways(base):
     unchanged = cache(partial(sampled, base))  # for what only finishes otherwise
     for sigma in (0, 0.5, 1.075, 1.5):
         yield "smoothing", str(sigma), partial(smoothed, base, sigma, unchanged)
-    for sigma in (0.5, 1.075):
-        yield "smoothing", f"{sigma} along z only", partial(smoothed, base, (0, 0, sigma), unchanged)
+    for plane, z in ((0, 0.5), (0, 1.075), (0, 1.5), (0, 2.0), (0.5, 1.5)):
+        name = f"{plane} in the plane, {z} along z" if plane else f"{z} along z only"
+        yield "smoothing", name, partial(smoothed, base, (plane, plane, z), unchanged)
     low, high = base.weights.diffusion.image_range
     for name, clamp in {"[0, 1]": (low, high), "[-1, 1]": (2 * low - high, high)}.items():
         yield "images clamped to", name, filling(meaning(base, clamp=clamp))

@@ -22,6 +22,7 @@ from tests.benchmarks.panel import texture
 CONSIDERED = {
     "one-step": sampling("fast", steps=1),
     "two-samples": sampling("fast", samples=2),
+    "fast-along-z": sampling("fast", smoothing=(0, 0, 1.075)),
     "ten-of-ddim": sampling("accurate", sampler="ddim", steps=4),
     "realistic-ddim-4": sampling("realistic", sampler="ddim", steps=4),
     "realistic-ddim-8": sampling("realistic", sampler="ddim"),
@@ -76,7 +77,7 @@ def scored(inpainter, case, kept):
         kept.parent.mkdir(parents=True, exist_ok=True)
         inpainting.image.to_filename(kept)
         if inpainting.std is not None:
-            inpainting.std.to_filename(named_after(kept, "std"))
+            inpainting.std.to_filename(kept.with_name(named_after(kept, "std")))
     exam = replace(examine(case, {}), fills={"filled": volume.in_lps(inpainting.image)})
     row = exam.rows()[0]
     return {"passes": passes(inpainter.sampling), "seconds": seconds} | {

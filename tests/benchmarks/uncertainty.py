@@ -66,7 +66,9 @@ class Maps:
     @classmethod
     def of(cls, case, folder):
         exam, filled = examine(case, {}), folder / f"{case.id}-t1n-inference.nii.gz"
-        filled_XYZ, std_XYZ = (volume.in_lps(nib.load(path)) for path in (filled, named_after(filled, "std")))
+        filled_XYZ, std_XYZ = (
+            volume.in_lps(nib.load(path)) for path in (filled, filled.with_name(named_after(filled, "std")))
+        )
         intensity = volume.Intensity.of(exam.voided_XYZ)
         scale = intensity.high - intensity.low
         truth_XYZ, filled_XYZ = ((v_XYZ - intensity.low) / scale for v_XYZ in (exam.truth_XYZ, filled_XYZ))
