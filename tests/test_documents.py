@@ -12,7 +12,8 @@ from brats_inpainting.config import BUNDLED_WEIGHTS, PRESETS
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.parameters import read_recipe
 from tests.benchmarks import rows
-from tests.benchmarks.presets import TOLD
+from tests.benchmarks.presets import TOLD, WAYS
+from tests.benchmarks.uncertainty import CORRELATIONS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -22,6 +23,7 @@ CARD, EVALUATION, TRAINING, CHOICE = (
 )
 COLUMNS = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "mae": ".3f", "stripe_index": ".2f", "boundary_contrast": ".2f"}
 SOURCES = {"90101": "ds000011", "90203": "coreg_qa"}
+FACTORS = {"smoothing", "images clamped to", "intensities", "slices between the anchors of slerp", "two samples", "EMA"}
 FILES = sorted((ROOT / "tests" / "benchmarks").glob("*.py"))
 
 
@@ -44,6 +46,10 @@ def cells(found, formats, *, spread=False):
     return [
         f"{mean} ± {statistics.stdev(values[key]):{f}}" for mean, (key, f) in zip(means, formats.items(), strict=True)
     ]
+
+
+def mean(key, found):
+    return statistics.mean(float(row[key]) for row in found)
 
 
 def panel(sampler, steps, samples, finish):
@@ -74,11 +80,13 @@ def test_the_panel_compares_paper_with_fast(sampler, steps, finish):
     assert all(mean in README for mean in cells(found, COARSE)[:2])
 
 
-@pytest.mark.parametrize("preset", ["fast", "accurate", "realistic"])
-def test_the_page_of_presets_tells_every_case(preset):
-    found = rows.read(DOCS / "presets.csv", {"preset": preset, "sampling": PRESETS[preset]})
-    assert len(found) == 16
-    assert f"| {preset} | 16 | {rows.means(found, *TOLD)}" in CHOICE
+def test_the_page_of_presets_tells_every_case():
+    by_preset = rows.grouped(table("presets.csv"), "preset", "sampling")
+    assert {*PRESETS} - {name for name, _ in by_preset} == {"paper"}
+    for (preset, sampling), found in by_preset.items():
+        assert sampling == str(WAYS[preset])
+        assert len(found) == 16
+        assert f"| {preset} | 16 | {rows.means(found, *TOLD)}" in CHOICE
 
 
 def test_the_page_of_presets_tells_the_panel():
@@ -90,14 +98,41 @@ def test_the_page_of_presets_tells_the_panel():
 
 
 def test_the_page_of_presets_tells_one_factor_at_a_time():
-    for change, found in rows.grouped(table("choices.csv"), "factor", "variant").items():
-        assert f"| {' | '.join([*change, *cells(found, COARSE)])} |" in CHOICE
+    by_change = rows.grouped(table("choices.csv"), "preset", "factor", "variant")
+    assert {factor for _, factor, _ in by_change} == FACTORS
+    for change, found in by_change.items():
+        assert f"| {' | '.join([*change, *cells(found, COARSE | {'texture': '.2f'})])} |" in CHOICE
 
 
 def test_the_page_of_presets_tells_how_spread_and_error_go_together():
-    rho = [float(row["rho"]) for row in table("uncertainty.csv") if row["tenth"] == "0"]
-    assert len(rho) == 16
-    assert f"{statistics.mean(rho):.2f} ± {statistics.stdev(rho):.2f} ({min(rho):.2f} to {max(rho):.2f})" in CHOICE
+    for (fills,), found in rows.grouped(rows.matching(table("uncertainty.csv"), {"tenth": 0}), "fills").items():
+        assert len(found) == 16
+        correlations = cells(found, dict.fromkeys(CORRELATIONS, ".2f"), spread=True)
+        assert f"| {fills} | {' | '.join(correlations)} |" in CHOICE
+    of_tenths = rows.grouped(rows.matching(table("uncertainty.csv"), {"fills": "accurate"}), "tenth")
+    times = [mean("rmse", found) / mean("spread", found) for found in of_tenths.values()]
+    assert (
+        f"{times[-1]:.0f} times the spread where that is largest, {times[0]:.0f} times where it is smallest" in CHOICE
+    )
+
+
+def test_the_presets_are_what_the_tables_call_them():
+    for document in (README, CHOICE):
+        told = {line.split("`")[1]: line for line in document.splitlines() if line.startswith("| `")}
+        for name, how in PRESETS.items():
+            assert f"| {how.passes * how.samples} |" in told[name]
+
+
+def test_the_presets_reach_their_goals():
+    fast, paper = panel("dpmpp_2m", "2", "1", "filtered"), panel("ddpm", "1000", "1", "paper's")
+    assert mean("passes", paper) >= 40 * mean("passes", fast)
+    assert mean("ssim", fast) >= mean("ssim", paper)
+    assert mean("mse", fast) <= mean("mse", paper)
+    assert mean("psnr", fast) >= mean("psnr", paper)
+    assert mean("psnr", panel("dpmpp_2m", "2", "10", "filtered")) >= mean("psnr", paper) + 1
+    realistic = rows.read(DOCS / "presets.csv", {"preset": "realistic", "sampling": PRESETS["realistic"]})
+    assert mean("stripe_index", realistic) <= 1.1 * mean("stripe_index_truth", realistic)
+    assert mean("rho", rows.matching(table("uncertainty.csv"), {"fills": "accurate"})) > 0.3
 
 
 def test_the_card_tells_every_case_of_the_bundled_weights():

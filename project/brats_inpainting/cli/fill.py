@@ -133,7 +133,8 @@ def infer(
         run.start("resume" if resume else "overwrite" if overwrite else "error")
         how = inpainter.sampling
         log.info("weights %s", inpainter.weights)
-        log.info("%d steps of %s, %d sample(s), seed %d", how.steps, how.sampler, how.samples, run.seed)
+        told = loading["preset"], how.steps, how.sampler, how.samples, run.seed
+        log.info("preset %s: %d steps of %s, %d sample(s), seed %d", *told)
         log.info("%d slices at a time, in %s", inpainter.batch_size, inpainter.precision)
         log.debug("%s", how)
         fill()
