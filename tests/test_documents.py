@@ -77,7 +77,7 @@ def test_the_tables_of_scores_are_those_of_the_csv(model):
 def test_the_panel_compares_paper_with_fast(sampler, steps, finish):
     found = panel(sampler, steps, "1", finish)
     assert f"| {steps} | {' | '.join(cells(found, COARSE, spread=True))} |" in EVALUATION
-    assert all(mean in README for mean in cells(found, COARSE)[:2])
+    assert all(cell in README for cell in cells(found, COARSE)[:2])
 
 
 def test_the_page_of_presets_tells_every_case():

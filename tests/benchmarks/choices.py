@@ -60,14 +60,14 @@ def ways(base):
     """List factor, variant, and the function that fills a slab so."""
     unchanged = cache(partial(sampled, base))  # for what only finishes otherwise
     for sigma in (0, 0.5, 1.075, 1.5):
-        yield "smoothing", str(sigma), partial(smoothed, base, sigma, unchanged)
+        yield "smoothing", str(sigma), filling(base, unchanged, smoothing=sigma)
     for plane, z in ((0, 0.5), (0, 1.075), (0, 1.5), (0, 2.0), (0.5, 1.5)):
         name = f"{plane} in the plane, {z} along z" if plane else f"{z} along z only"
-        yield "smoothing", name, partial(smoothed, base, (plane, plane, z), unchanged)
+        yield "smoothing", name, filling(base, unchanged, smoothing=(plane, plane, z))
     low, high = base.weights.diffusion.image_range
     for name, clamp in {"[0, 1]": (low, high), "[-1, 1]": (2 * low - high, high)}.items():
         yield "images clamped to", name, filling(meaning(base, clamp=clamp))
-    yield "intensities", "exact inverse", partial(smoothed, base, base.sampling.smoothing, unchanged)
+    yield "intensities", "exact inverse", filling(base, unchanged)
     yield "intensities", "the paper's percentiles", partial(rescaled, base, unchanged)
     for distance in (2, 4, 8, 16, 32):
         yield "slices between the anchors of slerp", str(distance), partial(anchored, base, distance)
@@ -87,20 +87,18 @@ def averages(base, run):
         yield "EMA", f"{rate} at step {stored['step']}", filling(averaged)
 
 
-def filling(inpainter, **changes):
-    """Return a function that fills a slab by a seed, with changed sampling; the changes are not validated."""
+def filling(inpainter, fill=None, **changes):
+    """Return a function that fills a slab by a seed, with changed sampling; the changes are not validated.
+
+    With ``fill`` the changed inpainter only finishes what that function fills.
+    """
     changed = replace(inpainter, sampling=inpainter.sampling.model_copy(update=changes))
-    return lambda slab, seed: changed.finish(sampled(changed, slab, seed))[0]
+    fill = fill or partial(sampled, changed)
+    return lambda slab, seed: changed.finish(fill(slab, seed))[0]
 
 
 def sampled(inpainter, slab, seed):
     return next(inpainter.fill([slab.scan], seed=seed))
-
-
-def smoothed(inpainter, sigma, fill, slab, seed):
-    """Finish what ``fill`` filled with another filter."""
-    changed = replace(inpainter, sampling=inpainter.sampling.model_copy(update={"smoothing": sigma}))
-    return changed.finish(fill(slab, seed))[0]
 
 
 def meaning(inpainter, **changes):
