@@ -298,8 +298,15 @@ def test_an_input_is_never_overwritten(data, tiny_weights):
     assert run("infer", *pair, "--weights", tiny_weights, "--overwrite") == 2
 
 
-def test_an_infinite_option_is_unusable(infer):
-    assert infer("--smoothing", "inf") == 2
+@pytest.mark.parametrize("sigma", ["inf", "-1", "0,0,-1", "0,1", "", "wide"])
+def test_a_filter_that_cannot_be_is_refused(infer, sigma):
+    assert infer(f"--smoothing={sigma}") == 2
+
+
+def test_a_filter_may_differ_by_direction(infer, tmp_path):
+    assert infer("--smoothing", "0,0,1.5", "--report-path", tmp_path / "report") == 0
+    settings = json.loads((tmp_path / "report" / "run.json").read_text())["settings"]
+    assert settings["sampling"]["smoothing"] == [0, 0, 1.5]
 
 
 def test_a_terminal_of_few_letters_ends_no_run(tmp_path):

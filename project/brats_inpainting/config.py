@@ -132,7 +132,7 @@ def sampling(preset: str, **overrides: Any) -> SamplingConfig:
     try:
         return SamplingConfig.model_validate(PRESETS[preset].model_dump() | overrides)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problem = max(error.errors(), key=lambda problem: len(problem["loc"]))  # the closest, of a value of many kinds
         raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from error
 
 

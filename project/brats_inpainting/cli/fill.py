@@ -63,7 +63,9 @@ def infer(
         int | None, option("samples", "Average K samples; their spread goes to --report-path.", min=1)
     ] = None,
     noise: Annotated[NoiseMode | None, option("noise", "How slices share noise along z.")] = None,
-    smoothing: Annotated[float | None, option("smoothing", "Gaussian sigma in voxels, 0 = off.", min=0)] = None,
+    smoothing: Annotated[
+        str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; or one each for y, x and z: 0,0,1.075.")
+    ] = None,
     dilate: Annotated[float | None, option("dilate", "Grow the mask by so many millimetres.", min=0)] = None,
     seed: Annotated[int | None, option("seed", "Same seed, same result. Default: 0.", min=0)] = None,
     device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
@@ -101,7 +103,7 @@ def infer(
         "steps": steps,
         "samples": samples,
         "noise": noise,
-        "smoothing": smoothing,
+        "smoothing": None if smoothing is None else _sigma(smoothing),
         "dilate": dilate,
     }
     from brats_inpainting.data import bids, cases
@@ -248,3 +250,14 @@ def _whole_number(text: str) -> int | None:
     if not re.fullmatch("[1-9][0-9]{0,3}", text):
         raise ConfigError(f"--batch-size {text}: neither auto nor a whole number from 1 to 9999")
     return int(text)
+
+
+def _sigma(text: str) -> float | tuple[float, ...]:
+    """Read a Gaussian's width, one for all directions or one for each."""
+    try:
+        sigma = tuple(map(float, text.split(",")))
+    except ValueError:
+        sigma = ()
+    if len(sigma) not in (1, 3):
+        raise ConfigError(f"--smoothing {text}: neither a number nor three, as 0,0,1.075")
+    return sigma if len(sigma) == 3 else sigma[0]
