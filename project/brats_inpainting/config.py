@@ -113,8 +113,8 @@ class SamplingConfig(Settings):
 
 
 PRESETS = {
-    "fast": SamplingConfig(),
-    "accurate": SamplingConfig(samples=10),
+    "fast": SamplingConfig(smoothing=(0, 0, 1.075)),
+    "accurate": SamplingConfig(samples=10, smoothing=(0, 0, 1.075)),
     "realistic": SamplingConfig(steps=8, smoothing=(0, 0, 0.5)),
     "paper": SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices"),
 }

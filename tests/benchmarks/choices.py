@@ -3,8 +3,9 @@
 usage: python -m tests.benchmarks.choices --data-path VAL [--preset fast] [--table docs/choices.csv] [--weights FILE]
            [--factor smoothing …] [--run FOLDER]
 
-Every line changes one thing in the preset, and is the mean of four seeds. --run is a training run of the same network:
-the moving averages in its last state are compared too. Lines that stand in the table are not run again.
+Every line changes one thing in the preset with the paper's filter, and is the mean of four seeds. --run is a training
+run of the same network: the moving averages in its last state are compared too. Lines that stand in the table are not
+run again.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main():
     parser.add_argument("--factor", nargs="*")
     parser.add_argument("--run", type=Path)
     args = parser.parse_args()
-    slabs, base = panel(args.data_path), Inpainter.load(args.weights, preset=args.preset)
+    slabs, base = panel(args.data_path), Inpainter.load(args.weights, preset=args.preset, smoothing=1.075)
     key = {"preset": args.preset, "sampling": base.sampling} | rows.of(base)
     for factor, variant, fill in [*ways(base), *averages(base, args.run)]:
         wanted = key | {"factor": factor, "variant": variant}

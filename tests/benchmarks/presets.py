@@ -22,9 +22,9 @@ from tests.benchmarks.panel import texture
 CONSIDERED = {
     "one-step": sampling("fast", steps=1),
     "two-samples": sampling("fast", samples=2),
-    "fast-along-z": sampling("fast", smoothing=(0, 0, 1.075)),
+    "fast-all-directions": sampling("fast", smoothing=1.075),
     "fast-along-z-1.5": sampling("fast", smoothing=(0, 0, 1.5)),
-    "ten-of-ddim": sampling("accurate", sampler="ddim", steps=4),
+    "ten-of-ddim": sampling("accurate", sampler="ddim", steps=4, smoothing=1.075),
     "realistic-ddim-4": sampling("realistic", sampler="ddim", steps=4),
     "realistic-ddim-8": sampling("realistic", sampler="ddim"),
 }

@@ -24,8 +24,8 @@ STEPS, SAMPLES = (1, 2, 4, 8, 10, 20, 50), (1, 4, 10)
 SOLVERS, NOISE = ("dpmpp_2m", "ddim", "heun"), ("independent", "shared", "slerp")
 SAME_UNTIL = {"dpmpp_2m": 0, "heun": 1, "ddim": 2}  # the steps in which a solver does what DPM-Solver++ does
 CHAINS = (100, 250, 1000)
-FINISHES = {"filtered": {}, "raw": {"smoothing": 0}}
-PAPERS = {"paper's": {"replace": "slices"}}
+FINISHES = {"filtered": {"smoothing": 1.075}, "along z": {"smoothing": (0, 0, 1.075)}, "raw": {"smoothing": 0}}
+PAPERS = {"paper's": {"replace": "slices", "smoothing": 1.075}}
 LINES = dict(zip(SAMPLES, (":", "--", "-"), strict=True))
 AXES = {  # what lies outside, Heun's method in few steps, is in the table
     "ssim": {"ylabel": "SSIM", "ylim": (0.5, 0.59)},
