@@ -298,9 +298,13 @@ def test_an_input_is_never_overwritten(data, tiny_weights):
     assert run("infer", *pair, "--weights", tiny_weights, "--overwrite") == 2
 
 
-@pytest.mark.parametrize("sigma", ["inf", "-1", "0,0,-1", "0,1", "", "wide"])
-def test_a_filter_that_cannot_be_is_refused(infer, sigma):
-    assert infer(f"--smoothing={sigma}") == 2
+@pytest.mark.parametrize(
+    ("sigma", "told"),
+    [("inf", "not inf"), ("0,0,-1", "not -1.0"), ("0,1", "--smoothing 0,1: "), ("wide", "--smoothing wide: ")],
+)
+def test_a_filter_that_cannot_be_is_refused(infer, capsys, sigma, told):
+    assert infer("--smoothing", sigma) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_filter_may_differ_by_direction(infer, tmp_path):

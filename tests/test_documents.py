@@ -6,6 +6,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from brats_inpainting.config import BUNDLED_WEIGHTS, PRESETS
@@ -82,7 +83,7 @@ def test_the_panel_compares_paper_with_fast(sampler, steps, finish):
 
 def test_the_page_of_presets_tells_every_case():
     by_preset = rows.grouped(table("presets.csv"), "preset", "sampling")
-    assert {*PRESETS} - {name for name, _ in by_preset} == {"paper"}
+    assert {*WAYS} - {name for name, _ in by_preset} == {"paper"}
     for (preset, sampling), found in by_preset.items():
         assert sampling == str(WAYS[preset])
         assert len(found) == 16
@@ -121,6 +122,9 @@ def test_the_presets_are_what_the_tables_call_them():
         told = {line.split("`")[1]: line for line in document.splitlines() if line.startswith("| `")}
         for name, how in PRESETS.items():
             assert f"| {how.passes * how.samples} |" in told[name]
+            along_z = isinstance(how.smoothing, tuple)
+            assert f"σ = {how.smoothing[2] if along_z else how.smoothing}" in told[name]
+            assert ("along z alone" in told[name]) == along_z
 
 
 def test_the_presets_reach_their_goals():
@@ -144,11 +148,34 @@ def test_the_card_tells_every_case_of_the_bundled_weights():
         assert f"| {' | '.join([*cells([row], FINE), stripes])} |" in told[case]
 
 
+def test_what_fast_gains_is_told():
+    by_preset = {name: found for (name,), found in rows.grouped(table("presets.csv"), "preset").items()}
+    scores = {name: {key: mean(key, found) for key in ("ssim", "psnr")} for name, found in by_preset.items()}
+    gains = {name: {key: scores["fast"][key] - told[key] for key in told} for name, told in scores.items()}
+    filtered, one_step = gains["fast-all-directions"], gains["one-step"]
+    assert f"`fast` has {filtered['ssim']:.4f} of SSIM and\n  {filtered['psnr']:.2f} dB more" in CHOICE
+    assert f"({one_step['ssim']:.3f} more, p = 0.05; {one_step['psnr']:.2f} dB" in CHOICE
+    assert f"(`accurate`: {-gains['accurate']['psnr']:.2f} dB" in CHOICE
+    assert f"{scores['fast']['ssim']:.3f} and {scores['fast']['psnr']:.2f} dB with today's" in TRAINING
+
+
+def test_two_measurements_of_fast_agree():
+    ours = {row["case"]: row for row in rows.matching(table("presets.csv"), {"preset": "fast"})}
+    for row in rows.matching(SCORES, {"model": BUNDLED_WEIGHTS.stem}):
+        for key in ("ssim", "psnr", "mse"):
+            assert float(row[key]) == pytest.approx(float(ours[row["case"]][key]), rel=1e-4)
+
+
 def test_the_card_tells_what_changed_scans_cost():
+    assert {row["sampling"] for row in table("validation/robustness.csv")} == {str(PRESETS["fast"])}
     by_scans = rows.grouped(table("validation/robustness.csv"), "scans")
     for (scans,), found in by_scans.items():
         means = cells(found, {"ssim": ".3f", "psnr": ".2f", "mse": ".4f"})
-        assert f"| {scans} | {' | '.join(means)} |" in CARD
+        same = by_scans["as they are",]
+        lost = [mean(key, same) - mean(key, found) for key in ("ssim", "psnr", "mse")] * np.array([1, 1, -1]) + 0.0
+        costs = [f"{cost:{f}} ± " for cost, f in zip(lost, ("+.3f", "+.2f", "+.4f"), strict=True)]
+        line = next(line for line in CARD.splitlines() if line.startswith(f"| {scans} | {' | '.join(means)} |"))
+        assert all(cost in line for cost in costs)
 
 
 def test_the_card_names_the_weights():

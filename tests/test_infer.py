@@ -105,6 +105,16 @@ def test_smoothing_along_z_leaves_the_planes_sharp():
     assert np.abs(volume.smooth(np.moveaxis(alike_HWS, 2, 0), (0, 0, 0.5)) - np.moveaxis(alike_HWS, 2, 0)).max() > 0.01
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_a_sigma_is_that_of_its_axis_of_the_scan(axis):
+    scan = scan_of(0, "a")
+    dot_HWS = np.zeros_like(scan.image_HWS)
+    dot_HWS[tuple(np.argwhere(scan.mask_HWS).mean(axis=0).astype(int))] = 1
+    blurred_HWS = volume.smooth(dot_HWS, [float(other == axis) for other in range(3)])
+    touched = np.argwhere(scan.inside(blurred_HWS) != scan.inside(0 * dot_HWS))
+    assert [*(np.ptp(touched, axis=0) > 0)] == [other == axis for other in range(3)]
+
+
 def test_an_empty_mask_gives_back_the_scan():
     image = brain(SHAPE)
     result = inpainter(Anything()).inpaint(image, np.zeros(SHAPE, bool))

@@ -89,15 +89,15 @@ class SamplingConfig(Settings):
 
     ``steps`` visits that many of the T timesteps; ``samples`` are averaged, and their spread is the uncertainty;
     ``noise`` correlates the slices' noise along z; ``smoothing`` is the Gaussian's σ in voxels, one for all directions
-    or one each for y, x and z; ``replace`` takes the result inside the mask only, or replaces whole slices and rescales
-    the whole volume, as the paper does (§3.3).
+    or one each for x, y and z of the scan in LPS; ``replace`` takes the result inside the mask only, or replaces whole
+    slices and rescales the whole volume, as the paper does (§3.3).
     """
 
     sampler: Literal["ddpm", "ddim", "dpmpp_2m", "heun"] = "dpmpp_2m"
     steps: PositiveInt = 2
     samples: PositiveInt = 1
     noise: Literal["independent", "shared", "slerp"] = "slerp"
-    smoothing: Sigma | tuple[Sigma, Sigma, Sigma] = 1.075
+    smoothing: Sigma | tuple[Sigma, Sigma, Sigma] = 1.075  # the paper's; fast and accurate filter along z alone
     dilate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     replace: Literal["mask", "slices"] = "mask"
 

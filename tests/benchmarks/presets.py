@@ -26,7 +26,6 @@ CONSIDERED = {
     "fast-along-z-1.5": sampling("fast", smoothing=(0, 0, 1.5)),
     "ten-of-ddim": sampling("accurate", sampler="ddim", steps=4, smoothing=1.075),
     "realistic-ddim-4": sampling("realistic", sampler="ddim", steps=4),
-    "realistic-ddim-8": sampling("realistic", sampler="ddim"),
 }
 WAYS = PRESETS | CONSIDERED
 SCORES = ("ssim", "psnr", "mse", "stripe_index", "stripe_index_truth")

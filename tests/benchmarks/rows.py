@@ -34,8 +34,9 @@ def append(table, rows):
 def drop(table, unwanted):
     """Take out the rows that hold all of these values."""
     kept = [row for row in read(table, {}) if not matching([row], unwanted)]
-    table.unlink(missing_ok=True)
-    append(table, kept)
+    beside = table.with_suffix(".new")
+    append(beside, kept)
+    beside.replace(table) if kept else table.unlink(missing_ok=True)
 
 
 def of(inpainter):

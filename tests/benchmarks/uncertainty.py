@@ -10,6 +10,7 @@ distance from the edge of the whole mask, which goes with both. The plot shows t
 
 import argparse
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -38,12 +39,11 @@ def main():
     parser.add_argument("--case", default="BraTS-GLI-90041-000")
     args = parser.parse_args()
     found = {case.id: case for case in cases.find(args.data_path)}
+    pairs = product(args.fills, found.values())
+    told = [{"fills": of.name, "case": case.id} | row for of, case in pairs for row in Maps.of(case, of).rows()]
     args.table.unlink(missing_ok=True)
+    rows.append(args.table, told)
     for folder in args.fills:
-        for name, case in found.items():
-            rows.append(
-                args.table, [{"fills": folder.name, "case": name} | row for row in Maps.of(case, folder).rows()]
-            )
         of_folder = rows.read(args.table, {"fills": folder.name, "tenth": 0})
         for key, meaning in CORRELATIONS.items():
             rho = [float(row[key]) for row in of_folder]

@@ -64,7 +64,7 @@ def infer(
     ] = None,
     noise: Annotated[NoiseMode | None, option("noise", "How slices share noise along z.")] = None,
     smoothing: Annotated[
-        str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; or one each for y, x and z: 0,0,1.075.")
+        str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; or one each for x, y and z: 0,0,1.075.")
     ] = None,
     dilate: Annotated[float | None, option("dilate", "Grow the mask by so many millimetres.", min=0)] = None,
     seed: Annotated[int | None, option("seed", "Same seed, same result. Default: 0.", min=0)] = None,

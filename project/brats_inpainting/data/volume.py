@@ -206,7 +206,7 @@ def grow(mask_XYZ: np.ndarray, millimetres: float, spacing: tuple[float, float, 
 
 
 def smooth(image_HWS: np.ndarray, sigma: float | tuple[float, float, float]) -> np.ndarray:
-    """Filter the stacked slices with a three-dimensional Gaussian of ``sigma`` voxels (paper §3.3); 0 does nothing."""
+    """Filter stacked slices with a Gaussian of ``sigma`` voxels, or of one each axis (paper §3.3); 0 does nothing."""
     return ndimage.gaussian_filter(image_HWS, sigma) if sigma else image_HWS
 
 
