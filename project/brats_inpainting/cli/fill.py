@@ -135,8 +135,8 @@ def infer(
         run.start("resume" if resume else "overwrite" if overwrite else "error")
         how = inpainter.sampling
         log.info("weights %s", inpainter.weights)
-        told = loading["preset"], how.steps, how.sampler, how.samples, run.seed
-        log.info("preset %s: %d steps of %s, %d sample(s), seed %d", *told)
+        told = loading["preset"], how.steps, how.sampler, how.samples, how.noise, how.smoothing, run.seed
+        log.info("preset %s: %d steps of %s, %d sample(s), %s noise, filter %s, seed %d", *told)
         log.info("%d slices at a time, in %s", inpainter.batch_size, inpainter.precision)
         log.debug("%s", how)
         fill()
