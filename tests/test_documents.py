@@ -14,6 +14,7 @@ from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.parameters import read_recipe
 from tests.benchmarks import rows
 from tests.benchmarks.presets import TOLD, WAYS
+from tests.benchmarks.surface import NOISE
 from tests.benchmarks.uncertainty import CORRELATIONS
 
 ROOT = Path(__file__).parents[1]
@@ -93,9 +94,21 @@ def test_the_page_of_presets_tells_every_case():
 def test_the_page_of_presets_tells_the_panel():
     table_rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in CHOICE.splitlines()]
     settings = [row for row in table_rows if len(row) == 9 and row[0] in ("dpmpp_2m", "ddim", "heun", "ddpm")]
-    assert len(settings) == 12
+    measured = rows.grouped(table("surface.csv"), "sampler", "steps", "samples", "finish", "noise")
+    interpolated = {key[:4] for key in measured if key[2] != "4" and key[3:] == ("filtered", "slerp")}
+    assert interpolated <= {tuple(row[:4]) for row in settings}
     for sampler, steps, samples, finish, *told in settings:
         assert told == cells(panel(sampler, steps, samples, finish), {"passes": ".0f"} | COARSE)
+
+
+def test_the_page_of_presets_tells_what_noise_does():
+    wanted = {"sampler": "dpmpp_2m", "samples": 1, "finish": "raw"}
+    by_steps = rows.grouped(rows.matching(table("surface.csv"), wanted), "steps")
+    complete = {steps: rows.grouped(found, "noise") for (steps,), found in by_steps.items() if len(found) == 12}
+    assert len(complete) >= 6
+    for steps, found in complete.items():
+        told = (" / ".join(cells(found[noise,], {"stripes": ".2f", "ssim": ".3f"})) for noise in NOISE)
+        assert f"| {steps} | {' | '.join(told)} |" in CHOICE
 
 
 def test_the_page_of_presets_tells_one_factor_at_a_time():

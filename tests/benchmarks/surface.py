@@ -104,12 +104,9 @@ def draw(table, path):
         key, values, finish = ("noise", NOISE, "raw") if score == "stripes" else ("sampler", SOLVERS, "filtered")
         for (colour, value), samples in product(enumerate(values), SAMPLES):
             wanted = {"sampler": "dpmpp_2m", "noise": "slerp", "samples": samples, "finish": finish, key: value}
-            style = {
-                "color": f"C{colour}",
-                "ls": LINES[samples],
-                "label": f"{value}, samples: {samples}",
-            }
-            axis.plot(*means(table, score, **wanted), marker=".", **style)
+            style = {"color": f"C{colour}", "ls": LINES[samples], "label": f"{value}, samples: {samples}"}
+            if any(drawn := means(table, score, **wanted)):
+                axis.plot(*drawn, marker=".", **style)
         axis.plot(*means(table, score, sampler="ddpm", finish=finish), "k-", marker="x", label="ddpm, samples: 1")
         if score == "stripes":
             axis.axhline(np.mean([float(row["stripes_truth"]) for row in table]), color="k", lw=0.8, label="truth")
