@@ -35,8 +35,12 @@ def drop(table, unwanted):
     """Take out the rows that hold all of these values."""
     kept = [row for row in read(table, {}) if not matching([row], unwanted)]
     beside = table.with_suffix(".new")
+    beside.unlink(missing_ok=True)  # a killed run's
     append(beside, kept)
-    beside.replace(table) if kept else table.unlink(missing_ok=True)
+    if kept:
+        beside.replace(table)
+    else:
+        table.unlink(missing_ok=True)
 
 
 def of(inpainter):
