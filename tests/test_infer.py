@@ -1,5 +1,8 @@
 """The straight line from arrays to arrays: reproducible to the bit, independent of company, kept within the mask."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import nibabel as nib
@@ -46,6 +49,67 @@ def test_batch_sizes_agree_within_a_thousandth_of_the_range():
     for name, reference in results[0].items():
         for other in results[1:]:
             assert abs(other[name] - reference).max() < 1e-3 * np.ptp(reference)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("workers", [2, 5])
+def test_batches_side_by_side_give_the_same_bits_as_one_by_one(workers):
+    machine = inpainter(batch_size=2, samples=2)
+    scans = [scan_of(0, "a"), scan_of(1, "b", radius=0.2), scan_of(2, "c", centre=(0.4, 0.5, 0.4))]
+    expected = filled(machine, scans)
+    for name, image in filled(replace(machine, workers=workers), scans).items():
+        assert image.tobytes() == expected[name].tobytes()
+
+
+def test_each_of_the_batches_side_by_side_has_its_share_of_the_threads():
+    class Telling(torch.nn.Module):
+        def forward(self, x_SCHW, _t_S):
+            shares.add(torch.get_num_threads())
+            names.add(threading.current_thread().name)
+            time.sleep(0.05)
+            return x_SCHW[:, :1]
+
+    before, shares, names = torch.get_num_threads(), set(), set()
+    torch.set_num_threads(4)
+    try:
+        assert set(filled(replace(inpainter(Telling(), batch_size=1), workers=2), [scan_of(0, "a")])) == {"a"}
+        with ThreadPoolExecutor(1) as later:
+            assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert (shares, len(names)) == ({2}, 2)
+
+
+@pytest.mark.parametrize("ending", ["failure", "closed"])
+def test_batches_side_by_side_end_with_the_pass_that_they_are_at(ending):
+    class Slow(torch.nn.Module):
+        def forward(self, x_SCHW, _t_S):
+            passes.append(time.sleep(0.01))
+            if ending == "failure" and len(passes) == 40:
+                raise ValueError("lost")
+            return x_SCHW[:, :1]
+
+    passes = []
+    machine = replace(inpainter(Slow(), batch_size=4, sampler="ddim", steps=20), workers=2)
+    going = machine.fill([scan_of(number, name, radius=0.1 + 0.2 * number) for number, name in enumerate("ab")])
+    if ending == "failure":
+        with pytest.raises(ValueError, match="lost"):
+            list(going)
+    else:
+        next(going)
+        going.close()
+    ended = len(passes)
+    assert ended < 60
+    time.sleep(0.1)
+    assert len(passes) == ended
 
 
 def test_a_shorter_precision_changes_little_and_nothing_outside_the_mask():

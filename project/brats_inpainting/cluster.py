@@ -82,9 +82,11 @@ class Loader(WorkerPlugin):
                 raise ConfigError(f"{folder}: {where} does not see it\n  Use a folder that all machines share.")
         device = {"device": self.devices[worker.name % len(self.devices)]} if self.devices else {}
         inpainter = Inpainter.load(**self.loading | device)
-        if inpainter.device.type == "cpu" and not self.loading["batch_size"]:
-            most, limit = inpainter.batch_size, worker.memory_manager.memory_limit
-            inpainter.batch_size = memory.plan(inpainter.weights.network.config, most, limit)
+        if inpainter.device.type == "cpu":
+            unet, limit = inpainter.weights.network.config, worker.memory_manager.memory_limit
+            if not self.loading["batch_size"]:
+                inpainter.batch_size = memory.plan(unet, inpainter.batch_size, limit)
+            inpainter.workers = memory.batches(unet, inpainter.batch_size, worker.state.nthreads, limit)
         if inpainter.weights.sha256 != self.sha256:
             raise ConfigError(f"{inpainter.weights.path}: {where} has another file by this name\n  Share one.")
         self.inpainter = inpainter

@@ -8,7 +8,7 @@ import logging
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from brats_inpainting.data.volume import Scan
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.evaluate import named_after
+from brats_inpainting.host import ahead
 from brats_inpainting.infer import Inpainter
 from brats_inpainting.progress import Watch, duration
 
@@ -144,7 +145,7 @@ class Run:
 
     def _scans(self, watch: Watch, deliver: Callable[[Stack], None]) -> Iterator[Scan]:
         sampling = self.inpainter.sampling
-        for case, prepared in zip(self.jobs.values(), _ahead(self._prepare, self.jobs.values()), strict=True):
+        for case, prepared in zip(self.jobs.values(), ahead(self._prepare, self.jobs.values()), strict=True):
             try:
                 scan = prepared.result()
             except CaseError as error:
@@ -270,17 +271,6 @@ def _case_error(case_id: str, error: MemoryError | OSError) -> CaseError:
     if isinstance(error, MemoryError):
         return CaseError(f"{case_id}: not enough memory for it\n  Give the process more, or crop the scan.")
     return CaseError(f"{case_id}: {error}\n  Run it again with --resume.")
-
-
-def _ahead(function: Callable[[Case], Scan], given: Iterable[Case]) -> Iterator[Future[Scan]]:
-    """Yield what a function makes of every case; a thread is at work on the next while one is used."""
-    with ThreadPoolExecutor(1) as thread:
-        coming: deque[Future[Scan]] = deque()
-        for case in given:
-            coming.append(thread.submit(function, case))
-            if len(coming) > 1:
-                yield coming.popleft()
-        yield from coming
 
 
 def _read_record(record: Path) -> dict[str, Any]:

@@ -6,8 +6,14 @@ import ctypes
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
@@ -48,3 +54,23 @@ def muted() -> Iterator[None]:
 def cpus() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ahead(
+    function: Callable[[Item], Made], given: Iterable[Item], workers: int = 1, start: Callable[[], None] | None = None
+) -> Generator[Future[Made]]:
+    """Yield what a function makes of each item, in their order; so many threads are at work on the next ones meanwhile.
+
+    Each of them calls ``start`` first. Whoever closes this early waits for what is at work, and nothing new is begun.
+    """
+    with ThreadPoolExecutor(workers, initializer=start) as threads:
+        coming: deque[Future[Made]] = deque()
+        try:
+            for item in given:
+                coming.append(threads.submit(function, item))
+                if len(coming) > workers:
+                    yield coming.popleft()
+            while coming:
+                yield coming.popleft()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -6,8 +6,11 @@ Shapes: S slices of a batch, C channels, H W a window; X Y Z a volume.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,6 +38,7 @@ from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.process import Denoiser, Prediction, Schedule
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
+from brats_inpainting.host import ahead
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,8 @@ class Inpainter:
     """A network, the way it is sampled, and the device that it runs on.
 
     ``batch_size`` is halved whenever memory runs out. ``precision`` is that of the network's convolutions and matrix
-    products; everything else is float32.
+    products; everything else is float32. ``workers`` batches are at work side by side, each on its share of torch's
+    threads: on a CPU a thread with a batch of its own does more than many threads at one (docs/benchmarks.md).
     """
 
     weights: Weights = field(repr=False)
@@ -65,6 +70,7 @@ class Inpainter:
     device: torch.device
     batch_size: int
     precision: Precision = "fp32"
+    workers: int = 1
 
     @classmethod
     def load(
@@ -110,7 +116,8 @@ class Inpainter:
             log.warning(few, loaded.path.name, how.steps, ENOUGH_STEPS)
         most = min(BATCH[where.type], at_most or BATCH[where.type])
         size = batch_size or (memory.plan(unet, most) if where.type == "cpu" else most)
-        return cls(loaded, how, where, size, best_precision(where) if precision == "auto" else precision)
+        workers = memory.batches(unet, size, torch.get_num_threads()) if where.type == "cpu" else 1
+        return cls(loaded, how, where, size, best_precision(where) if precision == "auto" else precision, workers)
 
     def __post_init__(self) -> None:
         """Put the network where it will work."""
@@ -153,7 +160,6 @@ class Inpainter:
         std = None if std_XYZ is None else volume.image_like(loaded, std_XYZ)
         return Inpainting(volume.image_like(loaded, result_XYZ), std, timings)
 
-    @torch.inference_mode()
     def fill(
         self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, on_pass: OnPass | None = None
     ) -> Iterator[Stack]:
@@ -164,16 +170,17 @@ class Inpainter:
         """
         window, samples = self.weights.diffusion.window, self.sampling.samples
         todo = (piece for scan in scans for piece in slices.todo(Stack(scan, samples, keep), window=window))
-        for batch in slices.batches(todo, lambda: self.batch_size):
-            started = time.perf_counter()
-            samples_S1HW = self._sample(batch, seed, on_pass or (lambda _: None))
+        batches = slices.batches(todo, lambda: self.batch_size)
+        started = time.perf_counter()
+        for batch, samples_S1HW in self._sampled(batches, seed, on_pass or (lambda _: None)):
             seconds = time.perf_counter() - started
-            log.debug("%d slices of %d × %d in %.2f s", len(batch), *samples_S1HW.shape[2:], seconds)
+            log.debug("%d slices of %d × %d after %.2f s", len(batch), *samples_S1HW.shape[2:], seconds)
             for piece, sample_1HW in zip(batch, samples_S1HW, strict=True):
                 piece.stack.add(piece, sample_1HW[0])
                 piece.stack.seconds += seconds / len(batch)
                 if not piece.stack.missing:
                     yield piece.stack
+            started = time.perf_counter()
 
     def finish(self, stack: Stack) -> tuple[np.ndarray, np.ndarray | None]:
         """Stack, smooth and undo (paper §3.3): the filled volume and the spread, X × Y × Z in own intensities.
@@ -201,6 +208,35 @@ class Inpainter:
         inside_HWS = np.where(scan.mask_HWS, stacked_HWS, scan.image_HWS)
         return scan.inside(volume.smooth(inside_HWS, self.sampling.smoothing))
 
+    def _sampled(
+        self, batches: Iterable[list[Slice]], seed: int, on_pass: OnPass
+    ) -> Iterator[tuple[list[Slice], np.ndarray]]:
+        """Sample batches one by one, or several side by side; in their order, and all stop when one fails."""
+        telling, stopped = threading.Lock(), threading.Event()
+
+        def watched(count: int) -> None:
+            if stopped.is_set():
+                raise CancelledError
+            with telling:
+                on_pass(count)
+
+        def sample(batch: list[Slice]) -> tuple[list[Slice], np.ndarray]:
+            return batch, self._sample(batch, seed, watched)
+
+        if self.workers == 1:
+            yield from map(sample, batches)
+            return
+        threads = torch.get_num_threads()
+        share = max(1, threads // self.workers)
+        with closing(ahead(sample, batches, self.workers, lambda: torch.set_num_threads(share))) as coming:
+            try:
+                for future in coming:
+                    yield future.result()
+            finally:
+                stopped.set()
+                torch.set_num_threads(threads)  # for threads to come; this one's own number never changed
+
+    @torch.inference_mode()
     def _sample(self, batch: list[Slice], seed: int, on_pass: OnPass) -> np.ndarray:
         """Sample the slices of a batch, S × 1 × H × W in [0, 1]; with half as many at a time if memory runs out."""
         size = self.batch_size
@@ -214,7 +250,7 @@ class Inpainter:
                 raise InpaintingError(
                     f"not enough memory on {self.device} for a single slice\n  Use --device cpu, or smaller weights."
                 ) from error
-        self.batch_size = size // 2
+        self.batch_size = min(self.batch_size, size // 2)
         log.warning("memory ran out with %d slices at a time; going on with %d", size, self.batch_size)
         return self._sample(batch, seed, on_pass)
 

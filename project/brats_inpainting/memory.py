@@ -21,6 +21,11 @@ def plan(unet: UNetConfig, most: int, limit: int | None = None) -> int:
     return most if available is None else max(1, min(most, int(SHARE * available / slice_bytes)))
 
 
+def batches(unet: UNetConfig, size: int, threads: int, limit: int | None = None) -> int:
+    """Return how many batches of so many slices, 1 to one a thread, a network can take side by side likewise."""
+    return max(1, plan(unet, size * threads, limit) // size)
+
+
 def free(root: Path = Path("/")) -> int | None:
     """Return the bytes that this process may still take: the system's, or what its cgroups leave, if that is less.
 

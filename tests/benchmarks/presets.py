@@ -25,6 +25,7 @@ CONSIDERED = {
     "fast-all-directions": sampling("fast", smoothing=1.075),
     "fast-along-z-1.5": sampling("fast", smoothing=(0, 0, 1.5)),
     "ten-of-ddim": sampling("accurate", sampler="ddim", steps=4, smoothing=1.075),
+    "paper-in-100": sampling("paper", steps=100),
     "realistic-ddim-4": sampling("realistic", sampler="ddim", steps=4),
 }
 WAYS = PRESETS | CONSIDERED
