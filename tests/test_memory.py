@@ -62,6 +62,12 @@ def test_the_papers_network_gets_as_many_slices_as_fit_into_half_of_what_is_free
     assert memory.plan(UNetConfig(), 4) == planned  # 0.41 GB are reckoned for a slice; measured: at most 0.33
 
 
+@pytest.mark.parametrize(("available", "planned"), [(0, 1), (2, 1), (4, 1), (8, 2), (64, 8)])
+def test_as_many_batches_of_the_papers_network_are_side_by_side_as_fit_or_one_a_thread(available, planned, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda: available * GB)
+    assert memory.batches(UNetConfig(), 4, threads=8) == planned
+
+
 def test_a_real_limit_makes_the_batch_smaller():
     script = "from brats_inpainting import memory, config; print(memory.plan(config.UNetConfig(), 4))"
     group = Path("/sys/fs/cgroup/memory") if Path("/sys/fs/cgroup/memory").is_dir() else Path("/sys/fs/cgroup")
