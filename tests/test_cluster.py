@@ -308,6 +308,13 @@ def test_workers_of_a_machine_share_out_its_devices(client, loader):
     assert worker.plugins["second"].inpainter.device.type == "cpu"
 
 
+def test_a_worker_has_as_many_batches_side_by_side_as_threads(client, loader, monkeypatch):
+    worker = next(iter(client.cluster.workers.values()))
+    monkeypatch.setattr(worker.state, "nthreads", 3)
+    client.register_plugin(loader, name="threads")
+    assert worker.plugins["threads"].inpainter.workers == 3
+
+
 def test_a_worker_joined_unfit_passes_its_case_on(client, monkeypatch):
     worker = next(iter(client.cluster.workers.values()))
     order = cluster.Order("this run", 2, "fp32", 0, keep_dtype=False, report_path=None)

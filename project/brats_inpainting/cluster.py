@@ -197,18 +197,19 @@ def _equip(client: Client, run: Run, loading: dict[str, Any], *, devices: list[s
     if not (found := list(client.run(_described, loader.run, on_error="ignore").values())):
         raise ConfigError("all workers are gone\n  Start some again, with more memory if they ended for lack of it.")
     run.inpainter.batch_size = min(batch_size for batch_size, *_ in found)
-    _, run.inpainter.precision, run.inpainter.device, run.threads = found[0]
+    _, run.inpainter.workers, run.inpainter.precision, run.inpainter.device, run.threads = found[0]
     log.info("%d worker(s) have loaded the network, the first on %s; more may join", len(found), run.inpainter.device)
     return loader
 
 
-def _described(run: str, dask_worker: Worker) -> tuple[int, Precision, torch.device, int]:
+def _described(run: str, dask_worker: Worker) -> tuple[int, int, Precision, torch.device, int]:
     """Tell what a worker would choose, and what it has."""
     loader = _loader(dask_worker, run)
     assert loader
     assert loader.inpainter
     inpainter = loader.inpainter
-    return inpainter.batch_size, inpainter.precision, inpainter.device, dask_worker.state.nthreads
+    threads = dask_worker.state.nthreads
+    return inpainter.batch_size, inpainter.workers, inpainter.precision, inpainter.device, threads
 
 
 def _go(client: Client, run: Run, loader: Loader) -> None:

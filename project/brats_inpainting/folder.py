@@ -253,6 +253,7 @@ class Run:
             "device": str(self.inpainter.device),
             "batch_size": self.inpainter.batch_size,
             "threads": self.threads,
+            "workers": self.inpainter.workers,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
             "cases": self.reports,
             "failed": dict(self.failed),  # the reader may add to it meanwhile

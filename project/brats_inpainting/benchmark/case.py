@@ -54,9 +54,13 @@ class Phases:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of several cases: in a row, as ``infer`` fills them; one by one; of the network alone, in the latter."""
+    """Seconds of several cases: as ``infer`` fills them, in a row, and likewise with one batch after another.
+
+    And with the cases one by one too, and of the network alone in these.
+    """
 
     cases: int
+    side_by_side: float
     seconds: float
     one_by_one: float
     network: float
@@ -108,13 +112,18 @@ def in_a_row(data_path: Path, device: str, precision: Precision) -> Row:
     found = cases.find(data_path)
     _fill(inpainter, timed, found[0], ALL)
     alone = [_fill(inpainter, timed, case, ALL)[0] for case in found]
+    several = Inpainter.load(device=device, precision=precision)
+    side_by_side, in_turn = (_in_a_row(each, found) for each in (several, replace(several, workers=1)))
+    whole = sum(sum(each.values()) for each in alone)
+    return Row(len(found), side_by_side, in_turn, whole, sum(each[NETWORK] for each in alone))
+
+
+def _in_a_row(inpainter: Inpainter, found: list[cases.Case]) -> float:
+    """Fill cases into a folder; return the seconds."""
     with tempfile.TemporaryDirectory() as output:
-        jobs = {Path(output) / cases.output_name(case.id): case for case in found}
-        plain = replace(inpainter, weights=replace(inpainter.weights, network=timed.network))
-        run = Run(plain, jobs, quiet=True)
+        run = Run(inpainter, {Path(output) / cases.output_name(case.id): case for case in found}, quiet=True)
         run.start("error")
-        seconds = subject.seconds(run.go, device)
-    return Row(len(found), seconds, sum(sum(each.values()) for each in alone), sum(each[NETWORK] for each in alone))
+        return subject.seconds(run.go, str(inpainter.device))
 
 
 def _inpainter(network: str, preset: str, device: str, precision: Precision) -> tuple[Inpainter, Timed]:
