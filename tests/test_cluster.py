@@ -312,7 +312,7 @@ def test_a_worker_has_as_many_batches_side_by_side_as_threads(client, loader, mo
     worker = next(iter(client.cluster.workers.values()))
     monkeypatch.setattr(worker.state, "nthreads", 3)
     client.register_plugin(loader, name="threads")
-    assert worker.plugins["threads"].inpainter.workers == 3
+    assert worker.plugins["threads"].inpainter.side_by_side == 3
 
 
 def test_a_worker_joined_unfit_passes_its_case_on(client, monkeypatch):

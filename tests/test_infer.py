@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from brats_inpainting import infer
 from brats_inpainting.config import PRESETS, DiffusionConfig, UNetConfig
 from brats_inpainting.data import cases, volume
 from brats_inpainting.data.slices import Stack
@@ -52,24 +53,25 @@ def test_batch_sizes_agree_within_a_thousandth_of_the_range():
 
 
 @pytest.fixture
-def one_thread():
+def threads():
+    """What sets the number of torch's threads for a while."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("workers", [2, 5])
-def test_batches_side_by_side_give_the_same_bits_as_one_by_one(workers):
-    machine = inpainter(batch_size=2, samples=2)
+@pytest.mark.parametrize("number", [2, 5])
+def test_batches_side_by_side_give_the_same_bits_as_one_by_one(number, threads):
     scans = [scan_of(0, "a"), scan_of(1, "b", radius=0.2), scan_of(2, "c", centre=(0.4, 0.5, 0.4))]
+    machine = inpainter(batch_size=2, samples=2)
+    threads(1)
     expected = filled(machine, scans)
-    for name, image in filled(replace(machine, workers=workers), scans).items():
+    threads(number)
+    for name, image in filled(replace(machine, side_by_side=number), scans).items():
         assert image.tobytes() == expected[name].tobytes()
 
 
-def test_each_of_the_batches_side_by_side_has_its_share_of_the_threads():
+def test_each_of_the_batches_side_by_side_has_its_share_of_the_threads(threads, monkeypatch):
     class Telling(torch.nn.Module):
         def forward(self, x_SCHW, _t_S):
             shares.add(torch.get_num_threads())
@@ -77,42 +79,63 @@ def test_each_of_the_batches_side_by_side_has_its_share_of_the_threads():
             time.sleep(0.05)
             return x_SCHW[:, :1]
 
-    before, shares, names = torch.get_num_threads(), set(), set()
-    torch.set_num_threads(4)
-    try:
-        assert set(filled(replace(inpainter(Telling(), batch_size=1), workers=2), [scan_of(0, "a")])) == {"a"}
-        with ThreadPoolExecutor(1) as later:
-            assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 4
-    finally:
-        torch.set_num_threads(before)
+    shares, names = set(), set()
+    monkeypatch.setattr(infer, "MOST_SIDE_BY_SIDE", 2)
+    threads(4)
+    assert set(filled(replace(inpainter(Telling(), batch_size=1), side_by_side=4), [scan_of(0, "a")])) == {"a"}
     assert (shares, len(names)) == ({2}, 2)
+    with ThreadPoolExecutor(1) as later:
+        assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 4
 
 
-def test_batches_side_by_side_end_with_the_pass_that_they_are_at():
+def slow(passes):
+    """Return an inpainter of two batches side by side whose network notes its passes, 50 of 10 ms for each slice."""
+
     class Slow(torch.nn.Module):
         def forward(self, x_SCHW, _t_S):
             time.sleep(0.01)
             passes.append(len(x_SCHW))
             return x_SCHW[:, :1]
 
+    return replace(inpainter(Slow(), batch_size=1, sampler="ddim", steps=50), side_by_side=2)
+
+
+def test_batches_side_by_side_end_with_the_pass_that_they_are_at_when_nobody_wants_more(threads):
+    threads(2)
     passes = []
-    machine = replace(inpainter(Slow(), batch_size=1, sampler="ddim", steps=50), workers=2)
-    going = machine.fill([scan_of(0, "a", radius=0.1), scan_of(1, "b")])
+    going = slow(passes).fill([scan_of(0, "a", radius=0.1), scan_of(1, "b")])
     next(going)
     before = len(passes)
     going.close()
     ended = len(passes)
     time.sleep(0.1)
-    assert ended == len(passes) <= before + 4
+    assert ended == len(passes) < before + 50
 
 
-def test_what_fails_in_one_of_the_batches_side_by_side_is_raised():
+def test_batches_side_by_side_end_with_the_pass_that_they_are_at_when_the_next_scan_fails(threads):
+    def scans():
+        yield scan_of(0, "a")
+        raise ValueError("no more")
+
+    threads(2)
+    passes = []
+    with pytest.raises(ValueError, match="no more"):
+        list(slow(passes).fill(scans()))
+    assert 50 <= len(passes) < 150  # of 4 slices, 50 passes each
+
+
+def test_what_fails_in_one_of_the_batches_side_by_side_is_raised(threads):
     class Failing(torch.nn.Module):
-        def forward(self, _x_SCHW, _t_S):
-            raise ValueError("lost")
+        def forward(self, x_SCHW, _t_S):
+            passes.append(len(x_SCHW))
+            if len(passes) == 3:
+                raise ValueError("lost")
+            return x_SCHW[:, :1]
 
+    threads(2)
+    passes = []
     with pytest.raises(ValueError, match="lost"):
-        list(replace(inpainter(Failing()), workers=2).fill([scan_of(0, "a")]))
+        list(replace(inpainter(Failing(), batch_size=1), side_by_side=2).fill([scan_of(0, "a")]))
 
 
 def test_a_shorter_precision_changes_little_and_nothing_outside_the_mask():
@@ -263,6 +286,17 @@ def test_few_steps_of_weights_that_predict_noise_are_warned_of(prediction, prese
     assert ("tiny.safetensors predicts noise, for which 2 steps are few: ask for 10 or more" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(("width", "number", "side_by_side"), [(32, 3, 3), (32, 32, 16), (32, 40, 13), (96, 3, 1)])
+def test_a_narrow_network_is_given_a_batch_for_every_thread_and_16_at_most(
+    width, number, side_by_side, monkeypatch, tmp_path
+):
+    unet = UNetConfig(width=width, multipliers=(1,), blocks=1, attention_at=())
+    state = UNet(unet).state_dict()
+    checkpoint.save(tmp_path / "w.safetensors", state, unet=unet, diffusion=DiffusionConfig(), ema=True, notes={})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number)
+    assert Inpainter.load(tmp_path / "w.safetensors", device="cpu", batch_size=1).side_by_side == side_by_side
+
+
 def test_overrides_replace_what_the_preset_says(tiny_weights):
     machine = Inpainter.load(tiny_weights, preset="paper", steps=3, device="cpu")
     assert machine.sampling == PRESETS["paper"].model_copy(update={"steps": 3})
@@ -318,7 +352,8 @@ def test_weights_of_another_shape_of_work_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])
-def test_progress_counts_every_network_pass(sampler):
-    machine, passes = inpainter(sampler=sampler, steps=3), []
+def test_progress_counts_every_network_pass(sampler, threads):
+    threads(2)
+    machine, passes = replace(inpainter(sampler=sampler, steps=3), side_by_side=2), []
     assert list(machine.fill([scan_of(0, "a")], on_pass=passes.append))
     assert sum(passes) == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()

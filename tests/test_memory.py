@@ -50,10 +50,11 @@ def test_a_path_of_the_host_that_the_container_cannot_see_means_the_mounts_root(
     assert machine(tmp_path, "4:memory:/kubepods/pod1\n", **files) == GB
 
 
-def test_a_system_that_says_nothing_plans_the_full_batch(tmp_path, monkeypatch):
+def test_a_system_that_says_nothing_plans_one_full_batch(tmp_path, monkeypatch):
     assert memory.free(tmp_path) is None
     monkeypatch.setattr(memory, "free", lambda: None)
     assert memory.plan(UNetConfig(), 4) == 4
+    assert memory.batches(UNetConfig(), 4, most=8) == 1
 
 
 @pytest.mark.parametrize(("available", "planned"), [(0, 1), (1, 1), (2, 2), (3, 3), (64, 4)])
@@ -65,7 +66,7 @@ def test_the_papers_network_gets_as_many_slices_as_fit_into_half_of_what_is_free
 @pytest.mark.parametrize(("available", "planned"), [(0, 1), (2, 1), (4, 1), (8, 2), (64, 8)])
 def test_as_many_batches_of_the_papers_network_are_side_by_side_as_fit_or_one_a_thread(available, planned, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: available * GB)
-    assert memory.batches(UNetConfig(), 4, threads=8) == planned
+    assert memory.batches(UNetConfig(), 4, most=8) == planned
 
 
 def test_a_real_limit_makes_the_batch_smaller():

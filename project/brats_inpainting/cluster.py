@@ -83,10 +83,10 @@ class Loader(WorkerPlugin):
         device = {"device": self.devices[worker.name % len(self.devices)]} if self.devices else {}
         inpainter = Inpainter.load(**self.loading | device)
         if inpainter.device.type == "cpu":
-            unet, limit = inpainter.weights.network.config, worker.memory_manager.memory_limit
+            limit = worker.memory_manager.memory_limit
             if not self.loading["batch_size"]:
-                inpainter.batch_size = memory.plan(unet, inpainter.batch_size, limit)
-            inpainter.workers = memory.batches(unet, inpainter.batch_size, worker.state.nthreads, limit)
+                inpainter.batch_size = memory.plan(inpainter.weights.network.config, inpainter.batch_size, limit)
+            inpainter.spread(worker.state.nthreads, limit)
         if inpainter.weights.sha256 != self.sha256:
             raise ConfigError(f"{inpainter.weights.path}: {where} has another file by this name\n  Share one.")
         self.inpainter = inpainter
@@ -197,7 +197,7 @@ def _equip(client: Client, run: Run, loading: dict[str, Any], *, devices: list[s
     if not (found := list(client.run(_described, loader.run, on_error="ignore").values())):
         raise ConfigError("all workers are gone\n  Start some again, with more memory if they ended for lack of it.")
     run.inpainter.batch_size = min(batch_size for batch_size, *_ in found)
-    _, run.inpainter.workers, run.inpainter.precision, run.inpainter.device, run.threads = found[0]
+    _, run.inpainter.side_by_side, run.inpainter.precision, run.inpainter.device, run.threads = found[0]
     log.info("%d worker(s) have loaded the network, the first on %s; more may join", len(found), run.inpainter.device)
     return loader
 
@@ -209,7 +209,7 @@ def _described(run: str, dask_worker: Worker) -> tuple[int, int, Precision, torc
     assert loader.inpainter
     inpainter = loader.inpainter
     threads = dask_worker.state.nthreads
-    return inpainter.batch_size, inpainter.workers, inpainter.precision, inpainter.device, threads
+    return inpainter.batch_size, inpainter.side_by_side, inpainter.precision, inpainter.device, threads
 
 
 def _go(client: Client, run: Run, loader: Loader) -> None:

@@ -102,8 +102,8 @@ class Run:
             CaseError: when it cannot be done.
         """
         scan = self._prepare(case)
-        filled = self.inpainter.fill([scan], seed=self.seed, keep=self._keeping)
-        return self._write(next(filled, Stack(scan, self.inpainter.sampling.samples)), target)
+        empty = Stack(scan, self.inpainter.sampling.samples)
+        return self._write(next(self.inpainter.fill([scan], seed=self.seed, keep=self._keeping), empty), target)
 
     def finished(self, case_id: str, target: Path, report: dict[str, Any], watch: Watch) -> None:
         """Tell about a finished case, and write it down."""
@@ -253,7 +253,7 @@ class Run:
             "device": str(self.inpainter.device),
             "batch_size": self.inpainter.batch_size,
             "threads": self.threads,
-            "workers": self.inpainter.workers,
+            "side_by_side": self.inpainter.side_by_side,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
             "cases": self.reports,
             "failed": dict(self.failed),  # the reader may add to it meanwhile

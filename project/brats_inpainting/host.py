@@ -57,20 +57,27 @@ def cpus() -> int:
 
 
 def ahead(
-    function: Callable[[Item], Made], given: Iterable[Item], workers: int = 1, start: Callable[[], None] | None = None
+    function: Callable[[Item], Made],
+    given: Iterable[Item],
+    threads: int = 1,
+    *,
+    start: Callable[[], None] | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> Generator[Future[Made]]:
-    """Yield what a function makes of each item, in their order; so many threads are at work on the next ones meanwhile.
+    """Yield what a function makes of each item, in their order; threads are at work on the next ones meanwhile.
 
-    Each of them calls ``start`` first. Whoever closes this early waits for what is at work, and nothing new is begun.
+    Each thread calls ``start`` first. At the end, also when it comes early, ``stop`` is called, nothing new is begun,
+    and what is at work is waited for.
     """
-    with ThreadPoolExecutor(workers, initializer=start) as threads:
+    with ThreadPoolExecutor(threads, initializer=start) as pool:
         coming: deque[Future[Made]] = deque()
         try:
             for item in given:
-                coming.append(threads.submit(function, item))
-                if len(coming) > workers:
+                coming.append(pool.submit(function, item))
+                if len(coming) > threads:
                     yield coming.popleft()
             while coming:
                 yield coming.popleft()
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+            stop()
+            pool.shutdown(wait=False, cancel_futures=True)

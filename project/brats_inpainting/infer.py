@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine that a bare array is given: BraTS order, 1 mm
 OnPass = Callable[[int], None]
 ENOUGH_STEPS = 10  # for a network that predicts noise: early on x̂_0 is its small error, much amplified
+NARROW = 64  # feature maps
+MOST_SIDE_BY_SIDE = 16  # batches: what is ready for them takes memory too
 BATCH = {"cuda": 32, "mps": 8, "cpu": 4}  # the paper's on a GPU; more gains nothing on a CPU
 
 
@@ -61,8 +64,8 @@ class Inpainter:
     """A network, the way it is sampled, and the device that it runs on.
 
     ``batch_size`` is halved whenever memory runs out. ``precision`` is that of the network's convolutions and matrix
-    products; everything else is float32. ``workers`` batches are at work side by side, each on its share of torch's
-    threads: on a CPU a thread with a batch of its own does more than many threads at one (docs/benchmarks.md).
+    products; everything else is float32. ``side_by_side`` batches are sampled at a time, each by its share of torch's
+    threads: a narrow network does not keep several threads busy with one (docs/benchmarks.md).
     """
 
     weights: Weights = field(repr=False)
@@ -70,7 +73,7 @@ class Inpainter:
     device: torch.device
     batch_size: int
     precision: Precision = "fp32"
-    workers: int = 1
+    side_by_side: int = 1
 
     @classmethod
     def load(
@@ -116,8 +119,9 @@ class Inpainter:
             log.warning(few, loaded.path.name, how.steps, ENOUGH_STEPS)
         most = min(BATCH[where.type], at_most or BATCH[where.type])
         size = batch_size or (memory.plan(unet, most) if where.type == "cpu" else most)
-        workers = memory.batches(unet, size, torch.get_num_threads()) if where.type == "cpu" else 1
-        return cls(loaded, how, where, size, best_precision(where) if precision == "auto" else precision, workers)
+        inpainter = cls(loaded, how, where, size, best_precision(where) if precision == "auto" else precision)
+        inpainter.spread(torch.get_num_threads())
+        return inpainter
 
     def __post_init__(self) -> None:
         """Put the network where it will work."""
@@ -128,6 +132,12 @@ class Inpainter:
             )
         self.weights.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._schedule = Schedule.of(self.weights.diffusion)
+
+    def spread(self, threads: int, limit: int | None = None) -> None:
+        """Sample as many batches side by side as a narrow network on a CPU has threads for, and memory, in bytes."""
+        unet = self.weights.network.config
+        if self.device.type == "cpu" and unet.width <= NARROW:
+            self.side_by_side = memory.batches(unet, self.batch_size, threads // _share(threads), limit)
 
     def inpaint(self, image: Any, mask: Any, *, seed: int = 0) -> Inpainting:
         """Fill one scan.
@@ -166,21 +176,18 @@ class Inpainter:
         """Sample every masked slice of every scan, in batches across scans, and yield each scan when it is complete.
 
         Scans with an empty mask need no work and are not yielded. With ``keep`` the stacks keep every single sample.
-        ``on_pass(n)`` is told before each network pass how many slices take it.
+        ``on_pass(n)`` is told before each network pass how many slices take it; from other threads, but one at a time.
         """
         window, samples = self.weights.diffusion.window, self.sampling.samples
         todo = (piece for scan in scans for piece in slices.todo(Stack(scan, samples, keep), window=window))
         batches = slices.batches(todo, lambda: self.batch_size)
-        started = time.perf_counter()
-        for batch, samples_S1HW in self._sampled(batches, seed, on_pass or (lambda _: None)):
-            seconds = time.perf_counter() - started
-            log.debug("%d slices of %d × %d after %.2f s", len(batch), *samples_S1HW.shape[2:], seconds)
+        for batch, samples_S1HW, seconds in self._sampled(batches, seed, on_pass or (lambda _: None)):
+            log.debug("%d slices of %d × %d in %.2f s", len(batch), *samples_S1HW.shape[2:], seconds)
             for piece, sample_1HW in zip(batch, samples_S1HW, strict=True):
                 piece.stack.add(piece, sample_1HW[0])
                 piece.stack.seconds += seconds / len(batch)
                 if not piece.stack.missing:
                     yield piece.stack
-            started = time.perf_counter()
 
     def finish(self, stack: Stack) -> tuple[np.ndarray, np.ndarray | None]:
         """Stack, smooth and undo (paper §3.3): the filled volume and the spread, X × Y × Z in own intensities.
@@ -210,31 +217,38 @@ class Inpainter:
 
     def _sampled(
         self, batches: Iterable[list[Slice]], seed: int, on_pass: OnPass
-    ) -> Iterator[tuple[list[Slice], np.ndarray]]:
-        """Sample batches one by one, or several side by side; in their order, and all stop when one fails."""
+    ) -> Iterator[tuple[list[Slice], np.ndarray, float]]:
+        """Sample batches side by side, and yield them in their order with the seconds that each was waited for."""
         telling, stopped = threading.Lock(), threading.Event()
 
-        def watched(count: int) -> None:
+        def told(count: int) -> None:
             if stopped.is_set():
                 raise CancelledError
             with telling:
                 on_pass(count)
 
         def sample(batch: list[Slice]) -> tuple[list[Slice], np.ndarray]:
-            return batch, self._sample(batch, seed, watched)
+            return batch, self._sample(batch, seed, told)
 
-        if self.workers == 1:
-            yield from map(sample, batches)
-            return
+        def start() -> None:
+            torch.get_num_threads()  # takes everybody's number now, not later
+            torch.set_num_threads(share)
+
         threads = torch.get_num_threads()
-        share = max(1, threads // self.workers)
-        with closing(ahead(sample, batches, self.workers, lambda: torch.set_num_threads(share))) as coming:
-            try:
-                for future in coming:
-                    yield future.result()
-            finally:
-                stopped.set()
-                torch.set_num_threads(threads)  # for threads to come; this one's own number never changed
+        share = _share(threads)
+        at_a_time = min(self.side_by_side, threads // share)
+        calls = (
+            (partial(sample, batch) for batch in batches)
+            if at_a_time == 1
+            else (future.result for future in ahead(sample, batches, at_a_time, start=start, stop=stopped.set))
+        )
+        try:
+            with closing(calls):
+                for call in calls:
+                    started = time.perf_counter()
+                    yield *call(), time.perf_counter() - started
+        finally:
+            torch.set_num_threads(threads)  # in threads to come; in this one it never changed
 
     @torch.inference_mode()
     def _sample(self, batch: list[Slice], seed: int, on_pass: OnPass) -> np.ndarray:
@@ -305,6 +319,11 @@ class Inpainter:
             mode=self.sampling.noise,
         )
         return frame_HW[None, rows, columns]
+
+
+def _share(threads: int) -> int:
+    """Return how many threads each of the batches side by side has; it decides the last bits, so memory must not."""
+    return -(-threads // MOST_SIDE_BY_SIDE)
 
 
 def _padded(rows: list[Tensor], size: int) -> Tensor:

@@ -21,9 +21,9 @@ def plan(unet: UNetConfig, most: int, limit: int | None = None) -> int:
     return most if available is None else max(1, min(most, int(SHARE * available / slice_bytes)))
 
 
-def batches(unet: UNetConfig, size: int, threads: int, limit: int | None = None) -> int:
-    """Return how many batches of so many slices, 1 to one a thread, a network can take side by side likewise."""
-    return max(1, plan(unet, size * threads, limit) // size)
+def batches(unet: UNetConfig, size: int, most: int, limit: int | None = None) -> int:
+    """Return how many batches of so many slices, 1 to ``most``, fit likewise; 1 where nothing tells what is free."""
+    return 1 if free() is limit is None else max(1, plan(unet, size * most, limit) // size)
 
 
 def free(root: Path = Path("/")) -> int | None:

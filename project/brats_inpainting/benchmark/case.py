@@ -61,7 +61,7 @@ class Row:
 
     cases: int
     side_by_side: float
-    seconds: float
+    in_turn: float
     one_by_one: float
     network: float
 
@@ -113,7 +113,7 @@ def in_a_row(data_path: Path, device: str, precision: Precision) -> Row:
     _fill(inpainter, timed, found[0], ALL)
     alone = [_fill(inpainter, timed, case, ALL)[0] for case in found]
     several = Inpainter.load(device=device, precision=precision)
-    side_by_side, in_turn = (_in_a_row(each, found) for each in (several, replace(several, workers=1)))
+    side_by_side, in_turn = (_in_a_row(each, found) for each in (several, replace(several, side_by_side=1)))
     whole = sum(sum(each.values()) for each in alone)
     return Row(len(found), side_by_side, in_turn, whole, sum(each[NETWORK] for each in alone))
 

@@ -33,8 +33,8 @@ def grids(results: Results) -> list[Grid]:
     if results.phases:
         found.append(_cases(results.phases))
     if row := results.row:
-        share = f"{1 - row.network / row.seconds:.1%}"
-        seconds = (row.side_by_side, row.seconds, row.one_by_one, row.network)
+        share = f"{1 - row.network / row.in_turn:.1%}"
+        seconds = (row.side_by_side, row.in_turn, row.one_by_one, row.network)
         header = (
             "cases",
             "as infer, s",

@@ -137,8 +137,8 @@ def infer(
         log.info("weights %s", inpainter.weights)
         told = loading["preset"], how.steps, how.sampler, how.samples, how.noise, how.smoothing, run.seed
         log.info("preset %s: %d steps of %s, %d sample(s), %s noise, filter %s, seed %d", *told)
-        side_by_side = f", {inpainter.workers} batches side by side" if inpainter.workers > 1 else ""
-        log.info("%d slices at a time%s, in %s", inpainter.batch_size, side_by_side, inpainter.precision)
+        beside = f", {inpainter.side_by_side} times side by side" if inpainter.side_by_side > 1 else ""
+        log.info("%d slices at a time%s, in %s", inpainter.batch_size, beside, inpainter.precision)
         log.debug("%s", how)
         fill()
     log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
