@@ -147,6 +147,15 @@ def test_the_presets_reach_their_goals():
     assert mean("mse", fast) <= mean("mse", paper)
     assert mean("psnr", fast) >= mean("psnr", paper)
     assert mean("psnr", panel("dpmpp_2m", "2", "10", "along z")) >= mean("psnr", paper) + 1
+    fast, accurate, hundred = (
+        [row for row in table("presets.csv") if row["preset"] == name] for name in ("fast", "accurate", "paper-in-100")
+    )
+    for ours, papers in zip(fast, hundred, strict=True):
+        assert ours["case"] == papers["case"]
+        assert float(ours["ssim"]) > float(papers["ssim"])
+        assert float(ours["psnr"]) > float(papers["psnr"])
+        assert float(ours["mse"]) < float(papers["mse"])
+    assert mean("psnr", accurate) >= mean("psnr", hundred) + 1
     realistic = rows.read(DOCS / "presets.csv", {"preset": "realistic", "sampling": PRESETS["realistic"]})
     assert mean("stripe_index", realistic) <= 1.1 * mean("stripe_index_truth", realistic)
     assert mean("rho", rows.matching(table("uncertainty.csv"), {"fills": "accurate"})) > 0.3
