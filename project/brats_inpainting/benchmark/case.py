@@ -54,9 +54,9 @@ class Phases:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of several cases: as ``infer`` fills them, in a row, and likewise with one batch after another.
+    """Seconds of several cases: in a row, batches side by side as ``infer`` has them, or in turn; one by one; the network.
 
-    And with the cases one by one too, and of the network alone in these.
+    The network alone was timed in the cases one by one.
     """
 
     cases: int

@@ -35,18 +35,11 @@ def grids(results: Results) -> list[Grid]:
     if row := results.row:
         share = f"{1 - row.network / row.in_turn:.1%}"
         seconds = (row.side_by_side, row.in_turn, row.one_by_one, row.network)
-        header = (
-            "cases",
-            "as infer, s",
-            "in a row, s",
-            "one by one, s",
-            "network alone, s",
-            "in a row, not the network",
-        )
+        names = ("side by side", "in turn", "one by one", "network alone")
+        header = ("cases", *(f"{name}, s" for name in names), "in turn, not the network")
         line = (str(row.cases), *(f"{each:.1f}" for each in seconds), share)
-        found.append(
-            Grid("Cases in a row, bundled network, preset fast; as infer: batches side by side", header, [line])
-        )
+        title = "Cases in a row, bundled network, preset fast: batches side by side as infer has them, or in turn"
+        found.append(Grid(title, header, [line]))
     return found
 
 
