@@ -54,9 +54,9 @@ class Phases:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of several cases: in a row, batches side by side as ``infer`` has them, or in turn; one by one; the network.
+    """Seconds of several cases: in a row, with batches side by side, as ``infer`` has them, or in turn; one by one.
 
-    The network alone was timed in the cases one by one.
+    ``network`` is the network's alone, in the cases one by one.
     """
 
     cases: int
