@@ -97,6 +97,7 @@ def test_the_command_writes_tables_numbers_and_a_picture(tmp_path, capsys, monke
     assert [found["preset"] for found in written["phases"]] == ["fast", "paper"]
     assert written["row"]["cases"] == 2
     assert written["row"]["network"] < written["row"]["one_by_one"]
+    assert min(written["row"][way] for way in ("side_by_side", "in_turn")) > 0
     assert "One denoising step" in (tmp_path / "report" / "benchmark.md").read_text()
     assert (tmp_path / "report" / "roofline.png").stat().st_size > 10_000
 
