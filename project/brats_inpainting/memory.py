@@ -23,7 +23,8 @@ def plan(unet: UNetConfig, most: int, limit: int | None = None) -> int:
 
 def batches(unet: UNetConfig, size: int, most: int, limit: int | None = None) -> int:
     """Return how many batches of so many slices, 1 to ``most``, fit likewise; 1 where nothing tells what is free."""
-    return 1 if free() is limit is None else max(1, plan(unet, size * most, limit) // size)
+    nothing_tells = free() is None and limit is None
+    return 1 if nothing_tells else max(1, plan(unet, size * most, limit) // size)
 
 
 def free(root: Path = Path("/")) -> int | None:

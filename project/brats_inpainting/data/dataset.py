@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from brats_inpainting.data import masks
 from brats_inpainting.data.cache import LEVELS, Scan
 from brats_inpainting.data.masks import Placed
 from brats_inpainting.errors import ConfigError
+from brats_inpainting.host import ahead
 
 log = logging.getLogger(__name__)
 
@@ -116,19 +118,17 @@ def batches(
     rng = np.random.default_rng(config.seed)
     shapes = [] if config.masks == "files" else masks.compartments(rng, SHAPES)
     part = config.batch_size // (world * config.accumulate)
-    with ThreadPoolExecutor(1) as ahead:  # the next epoch's masks are drawn while this one is being used
-        coming = ahead.submit(Epoch, scans, shapes, config, epoch)
-        while True:
-            current, coming = coming.result(), ahead.submit(Epoch, scans, shapes, config, epoch + 1)
-            last = len(current) // config.batch_size  # a remainder is left out
-            starts = range(batch * config.batch_size, last * config.batch_size, config.batch_size)
-            mine = [range(start + rank, start + config.batch_size, world) for start in starts]
-            parts = [list(share[i : i + part]) for share in mine for i in range(0, len(share), part)]
-            loader = iter(DataLoader(current, batch_sampler=parts, num_workers=config.workers))
-            for following in range(batch + 1, last + 1):
-                after = (epoch, following) if following < last else (epoch + 1, 0)
-                yield *after, [Item(*next(loader)) for _ in range(config.accumulate)]
-            epoch, batch = epoch + 1, 0
+    for drawn in ahead(partial(Epoch, scans, shapes, config), count(epoch)):  # the next epoch's masks meanwhile
+        current = drawn.result()
+        last = len(current) // config.batch_size  # a remainder is left out
+        starts = range(batch * config.batch_size, last * config.batch_size, config.batch_size)
+        mine = [range(start + rank, start + config.batch_size, world) for start in starts]
+        parts = [list(share[i : i + part]) for share in mine for i in range(0, len(share), part)]
+        loader = iter(DataLoader(current, batch_sampler=parts, num_workers=config.workers))
+        for following in range(batch + 1, last + 1):
+            after = (epoch, following) if following < last else (epoch + 1, 0)
+            yield *after, [Item(*next(loader)) for _ in range(config.accumulate)]
+        epoch, batch = epoch + 1, 0
 
 
 def augmented(
