@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from brats_inpainting.config import UNetConfig
 from brats_inpainting.diffusion.unet import Attention, UNet, timestep_embedding
@@ -26,6 +27,11 @@ def test_several_heads_attend_in_guided_diffusions_order():
     weights = (q.transpose(1, 2) @ k / features**0.5).softmax(dim=-1)
     expected = x + attention.proj_out((v @ weights.transpose(1, 2)).reshape(3, 64, 24)).reshape(x.shape)
     torch.testing.assert_close(attention(x, None), expected, rtol=0, atol=1e-5)  # float32 sums over 64 values near one
+
+
+def test_attention_never_holds_the_weights_of_all_pairs_of_positions():
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # no other implementation, whatever it costs
+        assert Attention(64, 2)(rnd("attention", (3, 64, 4, 6)), None).shape == (3, 64, 4, 6)
 
 
 @pytest.mark.parametrize(

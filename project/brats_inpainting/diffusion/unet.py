@@ -73,8 +73,9 @@ class Attention(nn.Module):
         s, c, h, w = x_SCHW.shape
         qkv_SCN = self.qkv(self.norm(x_SCHW).reshape(s, c, h * w))
         # guided-diffusion's legacy order: heads first, then q, k, v within each head
-        q, k, v = qkv_SCN.reshape(s, self.heads, 3 * c // self.heads, h * w).transpose(2, 3).chunk(3, dim=-1)
-        a_SDNC = F.scaled_dot_product_attention(q, k, v)
+        qkv_SDNC = qkv_SCN.reshape(s, self.heads, 3 * c // self.heads, h * w).transpose(2, 3)
+        # features last in memory too: else the weights of all pairs of positions are held at once
+        a_SDNC = F.scaled_dot_product_attention(*qkv_SDNC.contiguous().chunk(3, dim=-1))
         return x_SCHW + self.proj_out(a_SDNC.transpose(2, 3).reshape(s, c, h * w)).reshape(s, c, h, w)
 
 
