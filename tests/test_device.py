@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from brats_inpainting import device
+from brats_inpainting.config import UNetConfig
 from brats_inpainting.errors import ConfigError
+from brats_inpainting.infer import usual
 
 CPU = torch.device("cpu")
 
@@ -109,3 +111,13 @@ def test_a_gpu_works_in_the_precision_that_it_is_made_for(machine, capability, e
     machine(capability=capability)
     assert device.best_precision(torch.device("cuda:0")) == expected
     assert device.best_precision(CPU) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("capability", "width", "expected"),
+    [((9, 0), 32, (64, "fp32")), ((9, 0), 128, (32, "bf16")), ((7, 5), 32, (32, "fp16"))],
+)
+def test_a_narrow_network_is_not_converted_where_float32_is_fast(machine, capability, width, expected):
+    machine(capability=capability)
+    assert usual(torch.device("cuda:0"), UNetConfig(width=width)) == expected
+    assert usual(CPU, UNetConfig(width=width)) == (4, "fp32")

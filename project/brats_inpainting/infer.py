@@ -97,7 +97,7 @@ class Inpainter:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
             batch_size: slices per network pass; chosen by the device if not given.
             at_most: the most that may be chosen.
-            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, the shorter one that a GPU is made for.
+            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU the one that is fastest there.
             unet: the architecture of a weights file that stores none, if the shapes in it do not tell enough.
             diffusion: what the numbers of such a file mean, if not what the paper's do.
             overrides: fields of ``SamplingConfig`` that replace the preset's.
@@ -117,9 +117,10 @@ class Inpainter:
         if loaded.diffusion.prediction == "eps" and how.steps < ENOUGH_STEPS:
             few = "%s predicts noise, for which %d steps are few: ask for %d or more"
             log.warning(few, loaded.path.name, how.steps, ENOUGH_STEPS)
-        most = min(BATCH[where.type], at_most or BATCH[where.type])
+        most, exact = usual(where, unet)
+        most = min(most, at_most or most)
         size = batch_size or (memory.plan(unet, most) if where.type == "cpu" else most)
-        inpainter = cls(loaded, how, where, size, best_precision(where) if precision == "auto" else precision)
+        inpainter = cls(loaded, how, where, size, exact if precision == "auto" else precision)
         inpainter.spread(torch.get_num_threads())
         return inpainter
 
@@ -319,6 +320,14 @@ class Inpainter:
             mode=self.sampling.noise,
         )
         return frame_HW[None, rows, columns]
+
+
+def usual(device: torch.device, unet: UNetConfig) -> tuple[int, Precision]:
+    """Return how many slices at a time, and in which precision, a network is fastest (docs/benchmarks.md)."""
+    precision = best_precision(device)
+    if precision == "bf16" and unet.width <= NARROW:  # to convert costs it more than shorter numbers gain
+        return 2 * BATCH["cuda"], "fp32"
+    return BATCH[device.type], precision
 
 
 def _share(threads: int) -> int:
