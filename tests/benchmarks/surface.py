@@ -99,7 +99,7 @@ def draw(table, path):
     """Draw the scores by sampler with slerp, and the stripes of unfiltered fills by noise with DPM-Solver++."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(14, 8), layout="constrained")
     for axis, (score, scale) in zip(axes.flat, AXES.items(), strict=True):
         key, values, finish = ("noise", NOISE, "raw") if score == "stripes" else ("sampler", SOLVERS, "filtered")
         for (colour, value), samples in product(enumerate(values), SAMPLES):
@@ -111,7 +111,8 @@ def draw(table, path):
         if score == "stripes":
             axis.axhline(np.mean([float(row["stripes_truth"]) for row in table]), color="k", lw=0.8, label="truth")
         axis.set(xscale="log", xlabel="network passes a slice", **scale)
-        axis.legend(fontsize=7)
+    for axis in axes[:, 1]:
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
 
 
