@@ -115,9 +115,10 @@ def test_a_gpu_works_in_the_precision_that_it_is_made_for(machine, capability, e
 
 @pytest.mark.parametrize(
     ("capability", "width", "expected"),
-    [((9, 0), 32, (64, "fp32")), ((9, 0), 128, (32, "bf16")), ((7, 5), 32, (32, "fp16"))],
+    [((8, 0), 64, (64, "fp32")), ((9, 0), 96, (32, "bf16")), ((7, 5), 32, (32, "fp16"))],
 )
 def test_a_narrow_network_is_not_converted_where_float32_is_fast(machine, capability, width, expected):
     machine(capability=capability)
     assert usual(torch.device("cuda:0"), UNetConfig(width=width)) == expected
     assert usual(CPU, UNetConfig(width=width)) == (4, "fp32")
+    assert usual(torch.device("mps"), UNetConfig(width=width)) == (8, "fp32")

@@ -286,6 +286,12 @@ def test_few_steps_of_weights_that_predict_noise_are_warned_of(prediction, prese
     assert ("tiny.safetensors predicts noise, for which 2 steps are few: ask for 10 or more" in caplog.text) == warned
 
 
+def test_what_is_usual_on_the_device_is_taken_if_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(infer, "usual", lambda *_: (3, "bf16"))
+    loads = [Inpainter.load(**said) for said in ({}, {"at_most": 2}, {"batch_size": 5, "precision": "fp32"})]
+    assert [(made.batch_size, made.precision) for made in loads] == [(3, "bf16"), (2, "bf16"), (5, "fp32")]
+
+
 @pytest.mark.parametrize(("width", "number", "side_by_side"), [(32, 3, 3), (32, 32, 16), (32, 40, 13), (96, 3, 1)])
 def test_a_narrow_network_is_given_a_batch_for_every_thread_and_16_at_most(
     width, number, side_by_side, monkeypatch, tmp_path

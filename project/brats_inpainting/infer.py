@@ -97,7 +97,7 @@ class Inpainter:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
             batch_size: slices per network pass; chosen by the device if not given.
             at_most: the most that may be chosen.
-            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU the one that is fastest there.
+            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU what suits both.
             unet: the architecture of a weights file that stores none, if the shapes in it do not tell enough.
             diffusion: what the numbers of such a file mean, if not what the paper's do.
             overrides: fields of ``SamplingConfig`` that replace the preset's.
@@ -323,9 +323,9 @@ class Inpainter:
 
 
 def usual(device: torch.device, unet: UNetConfig) -> tuple[int, Precision]:
-    """Return how many slices at a time, and in which precision, a network is fastest (docs/benchmarks.md)."""
+    """Return how many slices a network takes at a time, and in which precision, if nothing is said of it."""
     precision = best_precision(device)
-    if precision == "bf16" and unet.width <= NARROW:  # to convert costs it more than shorter numbers gain
+    if precision == "bf16" and unet.width <= NARROW:  # measured with the bundled one (docs/benchmarks.md)
         return 2 * BATCH["cuda"], "fp32"
     return BATCH[device.type], precision
 

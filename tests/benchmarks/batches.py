@@ -1,4 +1,4 @@
-"""Slices a second by precision and by how many go at a time: DDIM on the panel, one case after the other to warm up.
+"""Slices a second by precision and by how many go at a time: DDIM on the panel, after one of its cases to warm up.
 
 usage: python -m tests.benchmarks.batches --data-path VAL [--weights FILE] [--precision bf16 fp32]
            [--batch-size 32 64 96] [--steps 50] [--samples 4]

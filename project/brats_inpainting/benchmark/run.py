@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 PARTS = ("ceilings", "passes", "peers", "cases")
 NETWORKS = ("paper", "bundled")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-COMPARED_AT = {"cpu": 4, "cuda": 32}  # slices a batch, as infer takes them
+COMPARED_AT = {"cpu": 4, "cuda": 32}  # slices a batch, as infer takes them of a wide network
 PATIENCE = 20.0  # seconds: no batch is doubled whose pass would take longer
 LIMITS = {"cpu": {"paper": (8, 2), "bundled": (1000, 8)}, "cuda": {"paper": (1000, 20), "bundled": (1000, 100)}}
 
@@ -61,7 +61,7 @@ def run(
 
     Args:
         device: as for ``infer``.
-        precision: of the network; ``auto`` is the one that ``infer`` takes on this device.
+        precision: of the network; ``auto`` is the one that ``infer`` takes of a wide network on this device.
         networks: of ``NETWORKS``.
         parts: of ``PARTS``.
         rounds: how often the peers take turns.

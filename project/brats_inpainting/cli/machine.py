@@ -40,9 +40,9 @@ def benchmark(
     ] = None,
     rounds: Annotated[int, option("rounds", "Turns that our network and its peers take.", min=1)] = 5,
     device: Annotated[str, option("device", "auto, cpu, cuda.")] = "auto",
-    precision: Annotated[PrecisionName, option("precision", "Of the network; auto is what infer takes.")] = (
-        PrecisionName.auto
-    ),
+    precision: Annotated[
+        PrecisionName, option("precision", "Of the network; auto is what infer takes of a wide one.")
+    ] = (PrecisionName.auto),
 ) -> None:
     """Measure speed and memory: the machine's limits, a pass beside them and beside others, a whole case by phase."""
     from brats_inpainting.benchmark import report as reporting
