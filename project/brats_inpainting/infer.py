@@ -97,7 +97,7 @@ class Inpainter:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
             batch_size: slices per network pass; chosen by the device if not given.
             at_most: the most that may be chosen.
-            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU what suits both.
+            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU by network and GPU.
             unet: the architecture of a weights file that stores none, if the shapes in it do not tell enough.
             diffusion: what the numbers of such a file mean, if not what the paper's do.
             overrides: fields of ``SamplingConfig`` that replace the preset's.

@@ -3,7 +3,7 @@
 usage: python -m tests.benchmarks.batches --data-path VAL [--weights FILE] [--precision bf16 fp32]
            [--batch-size 32 64 96] [--steps 50] [--samples 4]
 
-Told are passes of one slice a second, what `infer` would take by itself last; nothing else should be at work.
+Told are passes of one slice a second; nothing else should be at work.
 """
 
 import argparse
@@ -26,10 +26,10 @@ def main():
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--samples", type=int, default=4)
     args = parser.parse_args()
-    usual, scans = Inpainter.load(args.weights), [slab.scan for slab in panel(args.data_path)]
+    loaded, scans = Inpainter.load(args.weights), [slab.scan for slab in panel(args.data_path)]
     how = sampling("fast", sampler="ddim", steps=args.steps, samples=args.samples)
-    for precision, size in [*product(args.precision, args.batch_size), (usual.precision, usual.batch_size)]:
-        inpainter = replace(usual, sampling=how, precision=precision, batch_size=size)
+    for precision, size in product(args.precision, args.batch_size):
+        inpainter = replace(loaded, sampling=how, precision=precision, batch_size=size)
         list(inpainter.fill(scans[:1]))
         slices = []
         started = time.perf_counter()

@@ -72,7 +72,7 @@ def infer(
     batch_size: Annotated[str, option("batch-size", "Slices per network pass: auto or a number.")] = "auto",
     precision: Annotated[
         PrecisionName,
-        option("precision", "Of the network; auto is fp32 on a CPU, and on a GPU what suits both."),
+        option("precision", "Of the network; auto is fp32 on a CPU, on a GPU by network and GPU."),
     ] = PrecisionName.auto,
     resume: Annotated[bool, option("resume", "Keep finished outputs, make the others; wins over --overwrite.")] = False,
     overwrite: Annotated[
