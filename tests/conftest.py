@@ -18,8 +18,8 @@ TINY = UNetConfig(width=32, multipliers=(1,), blocks=1, attention_at=(), out_cha
 class Anything(torch.nn.Module):
     """A network that returns nonsense, large and wild, different at every call."""
 
-    def forward(self, x_SCHW, _t_S):
-        return 50 * torch.randn(len(x_SCHW), 1, *x_SCHW.shape[2:])
+    def forward(self, x_NCV, _t_N):
+        return 50 * torch.randn(len(x_NCV), 1, *x_NCV.shape[2:])
 
 
 def ball(shape, centre, radius):

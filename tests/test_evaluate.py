@@ -237,27 +237,27 @@ def test_telea_carries_a_constant_surrounding_into_the_hole():
 
 
 def test_mirror_takes_the_other_hemisphere_of_a_brain_that_is_not_centred():
-    half = np.random.default_rng(0).uniform(0.2, 1, (20, 30, 6)).astype(np.float32)
-    brain_HWS = np.zeros((64, 40, 8), np.float32)
-    brain_HWS[9:49, 5:35, 1:7] = np.concatenate([half, half[::-1]])
-    mask_HWS = np.zeros(brain_HWS.shape, bool)
-    mask_HWS[12:18, 10:20, 2:5] = True
-    filled_HWS = baselines.mirror(framed(np.where(mask_HWS, 0, brain_HWS), mask_HWS))
-    assert (filled_HWS == brain_HWS).all()
+    half = np.random.default_rng(0).uniform(0.2, 1, (6, 20, 30)).astype(np.float32)
+    brain_SHW = np.zeros((8, 64, 40), np.float32)
+    brain_SHW[1:7, 9:49, 5:35] = np.concatenate([half, half[:, ::-1]], axis=1)
+    mask_SHW = np.zeros(brain_SHW.shape, bool)
+    mask_SHW[2:5, 12:18, 10:20] = True
+    filled_SHW = baselines.mirror(framed(np.where(mask_SHW, 0, brain_SHW), mask_SHW))
+    assert (filled_SHW == brain_SHW).all()
 
 
 def test_mirror_falls_back_on_the_mean_where_both_sides_are_masked():
-    image_HWS = np.zeros((32, 20, 4), np.float32)
-    image_HWS[4:28, 4:16] = np.random.default_rng(0).uniform(0.2, 1, (24, 12, 4))
-    mask_HWS = np.zeros(image_HWS.shape, bool)
-    mask_HWS[6:26, 6:14, 1:3] = True
-    scan = framed(np.where(mask_HWS, 0, image_HWS), mask_HWS)
-    assert baselines.mirror(scan)[16, 10, 1] == baselines.mean(scan)[16, 10, 1] > 0
+    image_SHW = np.zeros((4, 32, 20), np.float32)
+    image_SHW[:, 4:28, 4:16] = np.moveaxis(np.random.default_rng(0).uniform(0.2, 1, (24, 12, 4)), 2, 0)
+    mask_SHW = np.zeros(image_SHW.shape, bool)
+    mask_SHW[1:3, 6:26, 6:14] = True
+    scan = framed(np.where(mask_SHW, 0, image_SHW), mask_SHW)
+    assert baselines.mirror(scan)[1, 16, 10] == baselines.mean(scan)[1, 16, 10] > 0
 
 
-def framed(image_HWS, mask_HWS):
+def framed(image_SHW, mask_SHW):
     """A scan as the baselines see it."""
-    return SimpleNamespace(image_HWS=image_HWS, mask_HWS=mask_HWS)
+    return SimpleNamespace(image_SHW=image_SHW, mask_SHW=mask_SHW)
 
 
 @pytest.mark.parametrize("method", baselines.METHODS)
@@ -303,10 +303,10 @@ def test_the_largest_plane_of_a_mask_is_drawn_unless_another_is_asked_for():
 
 
 def test_a_slice_that_is_masked_completely_gets_the_mean():
-    image_HWS = np.full((12, 12, 4), 0.5, np.float32)
-    mask_HWS = np.zeros(image_HWS.shape, bool)
-    mask_HWS[:, :, 1] = True
-    scan = framed(np.where(mask_HWS, 0, image_HWS), mask_HWS)
+    image_SHW = np.full((4, 12, 12), 0.5, np.float32)
+    mask_SHW = np.zeros(image_SHW.shape, bool)
+    mask_SHW[1] = True
+    scan = framed(np.where(mask_SHW, 0, image_SHW), mask_SHW)
     for method in (baselines.biharmonic, baselines.telea):
         assert (method(scan) == 0.5).all()
 

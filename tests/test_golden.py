@@ -58,15 +58,15 @@ def test_the_linear_schedule_is_the_original_to_float64():
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
 def test_one_ancestral_step_has_the_original_mean_and_variance(small, condition, t):
     tolerance = 1e-3 if t == 999 else 1e-4  # at t = 999 the division by sqrt(alpha_bar) = 0.006 magnifies rounding
-    x_t, t_S = rnd(f"xt{t}", SHAPE), torch.full((2,), t)
+    x_t, t_N = rnd(f"xt{t}", SHAPE), torch.full((2,), t)
     x0, _, v = Denoiser(small, condition, SCHEDULE, DiffusionConfig())(x_t, t)
     assert distance(x0, f"pmv_{t}_pred_xstart") < tolerance
-    assert distance(SCHEDULE.posterior_mean(x0, x_t, t_S), f"pmv_{t}_mean") < tolerance
-    assert distance(SCHEDULE.log_variance(v, t_S), f"pmv_{t}_log_variance") < tolerance
-    out = small(torch.cat([condition, x_t], dim=1), t_S)
-    x0, _, _ = predict(out, x_t, t_S, SCHEDULE, DiffusionConfig(), clamped=False)
+    assert distance(SCHEDULE.posterior_mean(x0, x_t, t_N), f"pmv_{t}_mean") < tolerance
+    assert distance(SCHEDULE.log_variance(v, t_N), f"pmv_{t}_log_variance") < tolerance
+    out = small(torch.cat([condition, x_t], dim=1), t_N)
+    x0, _, _ = predict(out, x_t, t_N, SCHEDULE, DiffusionConfig(), clamped=False)
     assert distance(x0, f"pmv_{t}_pred_xstart_unclamped") < tolerance
-    assert distance(SCHEDULE.posterior_mean(x0, x_t, t_S), f"pmv_{t}_mean_unclamped") < tolerance
+    assert distance(SCHEDULE.posterior_mean(x0, x_t, t_N), f"pmv_{t}_mean_unclamped") < tolerance
 
 
 def test_ten_respaced_ancestral_steps_end_where_the_original_does(small, condition):
@@ -88,8 +88,8 @@ def test_ten_ddim_steps_end_where_the_original_does(small, condition):
 @pytest.mark.parametrize("name", ["loss", "loss0"])
 def test_the_hybrid_loss_is_the_original(small, condition, name):
     x0 = (rnd("x0", SHAPE).abs() / 3).clamp(0, 1)
-    t_S, noise = torch.from_numpy(VECTORS[f"{name}_t"]), rnd("loss_noise", SHAPE)
-    mse, vb = training_losses(small, SCHEDULE, DiffusionConfig(), x0, condition, t_S=t_S, noise_S1HW=noise)
+    t_N, noise = torch.from_numpy(VECTORS[f"{name}_t"]), rnd("loss_noise", SHAPE)
+    mse, vb = training_losses(small, SCHEDULE, DiffusionConfig(), x0, condition, t_N=t_N, noise_N1V=noise)
     assert distance(mse, f"{name}_mse") < 1e-4
     assert distance(vb, f"{name}_vb") < 1e-4
     assert distance(mse + vb, f"{name}_loss") < 1e-4

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_inpainting.data import cases, slices, volume
+from brats_inpainting.data import cases, volume, windows
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.errors import CaseError, ConfigError
 
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 
 
 def mean(scan: Scan) -> np.ndarray:
-    """Fill with the mean of the scan's brain outside the mask: H × W × S in [0, 1]."""
-    return np.where(scan.mask_HWS, scan.image_HWS[_known(scan)].mean(), scan.image_HWS)
+    """Fill with the mean of the scan's brain outside the mask: S × H × W in [0, 1]."""
+    return np.where(scan.mask_SHW, scan.image_SHW[_known(scan)].mean(), scan.image_SHW)
 
 
 def _known(scan: Scan) -> np.ndarray:
     """Return where there is tissue outside the mask."""
-    return (scan.image_HWS > 0) & ~scan.mask_HWS
+    return (scan.image_SHW > 0) & ~scan.mask_SHW
 
 
 def biharmonic(scan: Scan) -> np.ndarray:
-    """Fill every axial slice with the biharmonic surface through its surroundings (scikit-image): H × W × S."""
+    """Fill every axial slice with the biharmonic surface through its surroundings (scikit-image): S × H × W."""
     try:
         from skimage.restoration import inpaint_biharmonic
     except ImportError as error:
@@ -39,7 +39,7 @@ def biharmonic(scan: Scan) -> np.ndarray:
 
 
 def telea(scan: Scan) -> np.ndarray:
-    """Fill every axial slice by fast marching from the mask's edge inwards (Telea 2004, OpenCV): H × W × S."""
+    """Fill every axial slice by fast marching from the mask's edge inwards (Telea 2004, OpenCV): S × H × W."""
     try:
         import cv2
     except ImportError as error:
@@ -53,43 +53,44 @@ def telea(scan: Scan) -> np.ndarray:
 
 
 def mirror(scan: Scan) -> np.ndarray:
-    """Fill from the other hemisphere, and with the mean where that is masked too: H × W × S in [0, 1].
+    """Fill from the other hemisphere, and with the mean where that is masked too: S × H × W in [0, 1].
 
     The midsagittal plane is the one, near the brain's middle and parallel to the image's sides, that best maps known
     tissue onto known tissue (least mean squared difference), half of it at least.
     """
-    known_HWS = _known(scan)
-    left, right = np.flatnonzero((known_HWS | scan.mask_HWS).any(axis=(1, 2)))[[0, -1]]
+    known_SHW = _known(scan)
+    left, right = np.flatnonzero((known_SHW | scan.mask_SHW).any(axis=(0, 2)))[[0, -1]]
     middle = left + right
     shifts = sorted(range(middle - MIDLINE_SEARCH, middle + MIDLINE_SEARCH + 1), key=lambda shift: abs(shift - middle))
 
     def mismatch(shift: int) -> float:
-        both_HWS = known_HWS & _reflected(known_HWS, shift)
-        if 2 * both_HWS.sum() < known_HWS.sum():
+        both_SHW = known_SHW & _reflected(known_SHW, shift)
+        if 2 * both_SHW.sum() < known_SHW.sum():
             return float("inf")
-        return float(np.square(scan.image_HWS - _reflected(scan.image_HWS, shift))[both_HWS].mean())
+        return float(np.square(scan.image_SHW - _reflected(scan.image_SHW, shift))[both_SHW].mean())
 
     shift = min(shifts, key=mismatch)
-    filled_HWS = np.where(_reflected(scan.mask_HWS, shift), mean(scan), _reflected(scan.image_HWS, shift))
-    return np.where(scan.mask_HWS, filled_HWS, scan.image_HWS)
+    filled_SHW = np.where(_reflected(scan.mask_SHW, shift), mean(scan), _reflected(scan.image_SHW, shift))
+    return np.where(scan.mask_SHW, filled_SHW, scan.image_SHW)
 
 
-def _reflected(array_HWS: np.ndarray, shift: int) -> np.ndarray:
-    """Return the array with voxel i of the first axis where shift − i was, 0 where nothing was."""
-    origin = shift - np.arange(len(array_HWS))
-    there = (origin >= 0) & (origin < len(array_HWS))
-    reflected_HWS = np.zeros_like(array_HWS)
-    reflected_HWS[there] = array_HWS[origin[there]]
-    return reflected_HWS
+def _reflected(array_SHW: np.ndarray, shift: int) -> np.ndarray:
+    """Return the array with voxel i of the left–right axis where shift − i was, 0 where nothing was."""
+    width = array_SHW.shape[1]
+    origin = shift - np.arange(width)
+    there = (origin >= 0) & (origin < width)
+    reflected_SHW = np.zeros_like(array_SHW)
+    reflected_SHW[:, there] = array_SHW[:, origin[there]]
+    return reflected_SHW
 
 
 def _slice_by_slice(scan: Scan, fill: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """Apply ``fill(image_HW, mask_HW)`` to every masked slice."""
-    filled_HWS = scan.image_HWS.copy()
-    for z in slices.masked(scan.mask_HWS):
-        image_HW, mask_HW = (np.ascontiguousarray(a[:, :, z]) for a in (scan.image_HWS, scan.mask_HWS))
-        filled_HWS[:, :, z] = fill(image_HW, mask_HW) if not mask_HW.all() else scan.image_HWS[_known(scan)].mean()
-    return filled_HWS
+    filled_SHW = scan.image_SHW.copy()
+    for z in windows.masked(scan.mask_SHW):
+        image_HW, mask_HW = scan.image_SHW[z], scan.mask_SHW[z]
+        filled_SHW[z] = fill(image_HW, mask_HW) if not mask_HW.all() else scan.image_SHW[_known(scan)].mean()
+    return filled_SHW
 
 
 METHODS: dict[str, Callable[[Scan], np.ndarray]] = {

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from brats_inpainting.data import cases, slices, volume
+from brats_inpainting.data import cases, volume, windows
 from brats_inpainting.data.cases import Case
-from brats_inpainting.data.slices import Stack
 from brats_inpainting.data.volume import Scan
+from brats_inpainting.data.windows import Stack
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.evaluate import named_after
@@ -151,7 +151,7 @@ class Run:
             except CaseError as error:
                 self.fail(case.id, error, watch)
                 continue
-            todo = len(slices.masked(scan.mask_HWS))
+            todo = len(windows.masked(scan.mask_SHW))
             watch.open(todo * sampling.samples * sampling.passes)
             if todo:
                 yield scan
@@ -191,7 +191,7 @@ class Run:
         return {
             "output": target.name,
             "sha256": digest,
-            "slices": len(slices.masked(scan.mask_HWS)),
+            "slices": len(windows.masked(scan.mask_SHW)),
             "voxels_in_mask": int(scan.loaded.mask_XYZ.sum()),
             "voxels_in_grown_mask": int(scan.mask_XYZ.sum()),
             "voxels_changed_inside": int(np.count_nonzero(changed_XYZ & scan.mask_XYZ)),

@@ -31,9 +31,9 @@ from brats_inpainting.config import (
     SamplingConfig,
     UNetConfig,
 )
-from brats_inpainting.data import cases, nifti, slices, volume
-from brats_inpainting.data.slices import Slice, Stack
+from brats_inpainting.data import cases, nifti, volume, windows
 from brats_inpainting.data.volume import Scan
+from brats_inpainting.data.windows import Stack, Window
 from brats_inpainting.device import Precision, autocast, best_precision, choose_device
 from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
@@ -180,15 +180,15 @@ class Inpainter:
         ``on_pass(n)`` is told before each network pass how many slices take it; from other threads, but one at a time.
         """
         window, samples = self.weights.diffusion.window, self.sampling.samples
-        todo = (piece for scan in scans for piece in slices.todo(Stack(scan, samples, keep), window=window))
-        batches = slices.batches(todo, lambda: self.batch_size)
-        for batch, samples_S1HW, seconds in self._sampled(batches, seed, on_pass or (lambda _: None)):
-            log.debug("%d slices of %d × %d in %.2f s", len(batch), *samples_S1HW.shape[2:], seconds)
-            for piece, sample_1HW in zip(batch, samples_S1HW, strict=True):
-                piece.stack.add(piece, sample_1HW[0])
-                piece.stack.seconds += seconds / len(batch)
-                if not piece.stack.missing:
-                    yield piece.stack
+        todo = (one for scan in scans for one in windows.todo(Stack(scan, samples, keep), window=window))
+        batches = windows.batches(todo, lambda: self.batch_size)
+        for batch, samples_N1V, seconds in self._sampled(batches, seed, on_pass or (lambda _: None)):
+            log.debug("%d slices of %d × %d in %.2f s", len(batch), *samples_N1V.shape[2:], seconds)
+            for one, sample_1HW in zip(batch, samples_N1V, strict=True):
+                one.stack.add(one, sample_1HW[0])
+                one.stack.seconds += seconds / len(batch)
+                if not one.stack.missing:
+                    yield one.stack
 
     def finish(self, stack: Stack) -> tuple[np.ndarray, np.ndarray | None]:
         """Stack, smooth and undo (paper §3.3): the filled volume and the spread, X × Y × Z in own intensities.
@@ -196,29 +196,29 @@ class Inpainter:
         Raises:
             CaseError: when the network returned NaN, or the paper's rescaling finds no range of intensities.
         """
-        if not np.isfinite(stack.mean_HWS).all():
+        if not np.isfinite(stack.mean_SHW).all():
             raise CaseError(
                 f"{stack.scan.id}: the network returned NaN or infinity\n  Use other weights, or another device."
             )
-        std_HWS = stack.std_HWS
-        return self._volume(stack.scan, stack.mean_HWS), None if std_HWS is None else stack.scan.spread(std_HWS)
+        std_SHW = stack.std_SHW
+        return self._volume(stack.scan, stack.mean_SHW), None if std_SHW is None else stack.scan.spread(std_SHW)
 
     def single_samples(self, stack: Stack) -> Iterator[np.ndarray]:
         """Yield what ``finish`` would have returned for each of the samples alone, if the stack kept them."""
-        return (self._volume(stack.scan, stack.sample_HWS(number)) for number in range(stack.samples))
+        return (self._volume(stack.scan, stack.sample_SHW(number)) for number in range(stack.samples))
 
-    def _volume(self, scan: Scan, stacked_HWS: np.ndarray) -> np.ndarray:
+    def _volume(self, scan: Scan, stacked_SHW: np.ndarray) -> np.ndarray:
         """Smooth stacked slices and put them into the scan."""
-        if not scan.mask_HWS.any():
+        if not scan.mask_SHW.any():
             return scan.voided_XYZ
         if self.sampling.replace == "slices":
-            return scan.everywhere(volume.smooth(stacked_HWS, self.sampling.smoothing))
-        inside_HWS = np.where(scan.mask_HWS, stacked_HWS, scan.image_HWS)
-        return scan.inside(volume.smooth(inside_HWS, self.sampling.smoothing))
+            return scan.everywhere(volume.smooth(stacked_SHW, self.sampling.smoothing))
+        inside_SHW = np.where(scan.mask_SHW, stacked_SHW, scan.image_SHW)
+        return scan.inside(volume.smooth(inside_SHW, self.sampling.smoothing))
 
     def _sampled(
-        self, batches: Iterable[list[Slice]], seed: int, on_pass: OnPass
-    ) -> Iterator[tuple[list[Slice], np.ndarray, float]]:
+        self, batches: Iterable[list[Window]], seed: int, on_pass: OnPass
+    ) -> Iterator[tuple[list[Window], np.ndarray, float]]:
         """Sample batches side by side, and yield them in their order with the seconds that each was waited for."""
         telling, stopped = threading.Lock(), threading.Event()
 
@@ -228,7 +228,7 @@ class Inpainter:
             with telling:
                 on_pass(count)
 
-        def sample(batch: list[Slice]) -> tuple[list[Slice], np.ndarray]:
+        def sample(batch: list[Window]) -> tuple[list[Window], np.ndarray]:
             return batch, self._sample(batch, seed, told)
 
         def start() -> None:
@@ -252,7 +252,7 @@ class Inpainter:
             torch.set_num_threads(threads)  # in threads to come; in this one it never changed
 
     @torch.inference_mode()
-    def _sample(self, batch: list[Slice], seed: int, on_pass: OnPass) -> np.ndarray:
+    def _sample(self, batch: list[Window], seed: int, on_pass: OnPass) -> np.ndarray:
         """Sample the slices of a batch, S × 1 × H × W in [0, 1]; with half as many at a time if memory runs out."""
         size = self.batch_size
         try:
@@ -269,38 +269,38 @@ class Inpainter:
         log.warning("memory ran out with %d slices at a time; going on with %d", size, self.batch_size)
         return self._sample(batch, seed, on_pass)
 
-    def _sample_at_once(self, batch: list[Slice], size: int, seed: int, on_pass: OnPass) -> np.ndarray:
+    def _sample_at_once(self, batch: list[Window], size: int, seed: int, on_pass: OnPass) -> np.ndarray:
         """Sample up to ``size`` slices, padded to exactly so many: the shape of the work never varies."""
         low, high = self.weights.diffusion.image_range
-        scaled_SCHW = _padded([torch.from_numpy(piece.condition_Chw) for piece in batch], size)
-        condition_SCHW = torch.cat([low + (high - low) * scaled_SCHW[:, :1], scaled_SCHW[:, 1:]], dim=1)
+        scaled_NCV = _padded([torch.from_numpy(one.condition_Chw) for one in batch], size)
+        condition_NCV = torch.cat([low + (high - low) * scaled_NCV[:, :1], scaled_NCV[:, 1:]], dim=1)
 
         def draw(step: int) -> Tensor:
-            return self._on_device(_padded([self._draw(piece, seed, step) for piece in batch], size))
+            return self._on_device(_padded([self._draw(one, seed, step) for one in batch], size))
 
         denoise = Denoiser(
             self._network,
-            self._on_device(condition_SCHW.contiguous(memory_format=torch.channels_last)),
+            self._on_device(condition_NCV.contiguous(memory_format=torch.channels_last)),
             self._schedule,
             self.weights.diffusion,
         )
 
-        def watched(x_S1HW: Tensor, t: int) -> Prediction:
+        def watched(x_N1V: Tensor, t: int) -> Prediction:
             on_pass(len(batch))
-            return denoise(x_S1HW, t)
+            return denoise(x_N1V, t)
 
-        x0_S1HW = samplers.SAMPLERS[self.sampling.sampler](
+        x0_N1V = samplers.SAMPLERS[self.sampling.sampler](
             watched,
             draw(0),
             self._schedule.timesteps(self.sampling.steps, spacing=self.sampling.spacing),
             self._schedule,
             noise=lambda k: draw(k + 1),
         )
-        return ((x0_S1HW[: len(batch)] - low) / (high - low)).float().cpu().numpy()
+        return ((x0_N1V[: len(batch)] - low) / (high - low)).float().cpu().numpy()
 
-    def _network(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
+    def _network(self, x_NCV: Tensor, t_N: Tensor) -> Tensor:
         with autocast(self.device.type, self.precision):
-            return self.weights.network(x_SCHW, t_S)
+            return self.weights.network(x_NCV, t_N)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         """Send a tensor where the network is; an NVIDIA GPU fetches it from pinned memory when it gets there."""
@@ -308,14 +308,14 @@ class Inpainter:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def _draw(self, piece: Slice, seed: int, step: int) -> Tensor:
+    def _draw(self, one: Window, seed: int, step: int) -> Tensor:
         """Draw the noise of a slice's whole frame, and cut its window: 1 × H × W."""
-        rows, columns = piece.window
+        z, rows, columns = one.place
         frame_HW = noise.draw(
-            piece.stack.scan.frame.size,
+            one.stack.scan.frame.size,
             seed=seed,
-            z=piece.z,
-            sample=piece.sample,
+            z=z,
+            sample=one.sample,
             step=step,
             mode=self.sampling.noise,
         )

@@ -102,7 +102,7 @@ def train(
             item = Item(*(tensor.to(accelerator.device) for tensor in part))
             with accelerator.accumulate(network):  # the optimiser steps after the last part
                 losses = _losses(network, schedule, config, item)
-                accelerator.backward((losses.mse_S + losses.vb_S).mean())
+                accelerator.backward((losses.mse_N + losses.vb_N).mean())
                 _clip(accelerator, network, config)
                 optimiser.step()
                 optimiser.zero_grad()
@@ -170,18 +170,18 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
 def _losses(network: torch.nn.Module, schedule: Schedule, config: TrainConfig, item: Item) -> Losses:
     """Return the hybrid loss of each slice; b is the truth with the mask set to 0 (§3.1)."""
     low, high = config.diffusion.image_range
-    voided_S1HW = item.truth_1hw * (1 - item.mask_1hw)
-    x0_S1HW, b_S1HW = (low + (high - low) * image for image in (item.truth_1hw, voided_S1HW))
-    weight_S1HW = item.mask_1hw + config.weight_outside * (1 - item.mask_1hw)
+    voided_N1V = item.truth_1hw * (1 - item.mask_1hw)
+    x0_N1V, b_N1V = (low + (high - low) * image for image in (item.truth_1hw, voided_N1V))
+    weight_N1V = item.mask_1hw + config.weight_outside * (1 - item.mask_1hw)
     return training_losses(
         network,
         schedule,
         config.diffusion,
-        x0_S1HW,
-        torch.cat([b_S1HW, item.mask_1hw], dim=1),
-        t_S=item.t,
-        noise_S1HW=item.noise_1hw,
-        weight_S1HW=weight_S1HW / weight_S1HW.mean(dim=(1, 2, 3), keepdim=True),
+        x0_N1V,
+        torch.cat([b_N1V, item.mask_1hw], dim=1),
+        t_N=item.t,
+        noise_N1V=item.noise_1hw,
+        weight_N1V=weight_N1V / weight_N1V.mean(dim=(1, 2, 3), keepdim=True),
     )
 
 
@@ -233,7 +233,7 @@ class _Seen:
 
     def add(self, item: Item, losses: Losses) -> None:
         """Note timestep, both losses and place of each slice."""
-        columns = (item.t[:, None], losses.mse_S[:, None], losses.vb_S[:, None], item.place)
+        columns = (item.t[:, None], losses.mse_N[:, None], losses.vb_N[:, None], item.place)
         self.rows.append(torch.cat([column.detach().double() for column in columns], dim=1))
 
     def figures(self, accelerator: Accelerator, step: int) -> dict[str, float]:

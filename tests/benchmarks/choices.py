@@ -110,9 +110,9 @@ def meaning(inpainter, **changes):
 
 def rescaled(inpainter, fill, slab, seed):
     """Fill, and map the intensities back as the paper does instead of exactly."""
-    scan, mean_HWS = slab.scan, fill(slab, seed).mean_HWS
-    smoothed_HWS = volume.smooth(np.where(scan.mask_HWS, mean_HWS, scan.image_HWS), inpainter.sampling.smoothing)
-    everywhere_XYZ = scan.everywhere(np.where(scan.mask_HWS, smoothed_HWS, scan.image_HWS))
+    scan, mean_SHW = slab.scan, fill(slab, seed).mean_SHW
+    smoothed_SHW = volume.smooth(np.where(scan.mask_SHW, mean_SHW, scan.image_SHW), inpainter.sampling.smoothing)
+    everywhere_XYZ = scan.everywhere(np.where(scan.mask_SHW, smoothed_SHW, scan.image_SHW))
     return np.where(scan.mask_XYZ, everywhere_XYZ, scan.voided_XYZ)
 
 

@@ -78,7 +78,7 @@ def ours(recipe, dtype=torch.float32):
     def step(item):
         with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
             losses = _losses(state.network, schedule, recipe, item)
-        (losses.mse_S + losses.vb_S).mean().backward()
+        (losses.mse_N + losses.vb_N).mean().backward()
         state.optimiser.step()
         state.optimiser.zero_grad()
         state.advance(0, 0)
@@ -99,7 +99,7 @@ def theirs(recipe: TrainConfig):
                 parameter.grad.detach_()
                 parameter.grad.zero_()
         losses = _losses(network, schedule, recipe, item)
-        (losses.mse_S + losses.vb_S).mean().backward()
+        (losses.mse_N + losses.vb_N).mean().backward()
         for parameter in network.parameters():
             torch.norm(parameter).item()
             torch.norm(parameter.grad).item()

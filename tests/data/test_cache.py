@@ -46,7 +46,7 @@ def test_slices_are_the_papers_preprocessing_to_a_65535th(scans, tmp_path):
     prepared = cache.prepare(cache.find(scans), tmp_path / "cache")[0]
     image = brain(SHAPE, 0)
     expected = Frame.around(image > 0).cut(Intensity.of(image).scale(image))
-    np.testing.assert_allclose(prepared.image_SHW / LEVELS, np.moveaxis(expected, 2, 0), atol=0.5 / LEVELS + 1e-7)
+    np.testing.assert_allclose(prepared.image_SHW / LEVELS, expected, atol=0.5 / LEVELS + 1e-7)
     assert isinstance(prepared.image_SHW, np.memmap)
 
 
@@ -54,7 +54,7 @@ def test_the_healthy_mask_and_the_distance_to_the_tumour_are_kept(scans, tmp_pat
     prepared = cache.prepare(cache.find(scans), tmp_path / "cache")[0]
     frame = Frame.around(brain(SHAPE, 0) > 0)
     healthy, tumour = (
-        np.moveaxis(frame.cut(lesion(SHAPE, centre=centre, radius=radius)), 2, 0)
+        frame.cut(lesion(SHAPE, centre=centre, radius=radius))
         for centre, radius in (((0.4, 0.4, 0.5), 0.15), ((0.7, 0.6, 0.5), 0.1))
     )
     planes = np.flatnonzero(healthy.any(axis=(1, 2)))

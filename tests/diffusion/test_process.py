@@ -40,7 +40,7 @@ def outputs(x0, eps):
 def losses(out, x0, eps, *, kind="eps", weight=None):
     """The loss of a network that says ``out``."""
     config = DiffusionConfig(prediction=kind)
-    return training_losses(lambda *_: out, SCHEDULE, config, x0, CONDITION, t_S=T_S, noise_S1HW=eps, weight_S1HW=weight)
+    return training_losses(lambda *_: out, SCHEDULE, config, x0, CONDITION, t_N=T_S, noise_N1V=eps, weight_N1V=weight)
 
 
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
@@ -119,7 +119,7 @@ def test_the_learned_variance_runs_from_the_posteriors_to_beta():
     for value, log_variance in expected.items():
         found = SCHEDULE.log_variance(value * v, T_S)
         torch.testing.assert_close(found, log_variance.expand(SHAPE), rtol=FLOAT32, atol=0)
-    assert torch.equal(SCHEDULE.log_variance(None, T_S), low)
+    assert torch.equal(SCHEDULE.log_variance(None, T_S), low.flatten())
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
@@ -153,7 +153,7 @@ def test_pixel_weights_choose_where_errors_count(truth):
     inside[..., 2:6, 2:6] = 1
 
     def mse(out, weight):
-        return losses(out, x0, eps, weight=weight).mse_S
+        return losses(out, x0, eps, weight=weight).mse_N
 
     assert torch.equal(mse(eps + (1 - inside), inside), torch.zeros(3))  # wrong only where nothing counts
     torch.testing.assert_close(mse(eps + 1, 4 * inside), torch.ones(3), rtol=FLOAT32, atol=0)  # 16 of 64 pixels

@@ -138,7 +138,7 @@ class Nifti:
         mask = type(image)(np.asarray(self.mask.dataobj), image.affine) if image.shape[:3] == SHAPE else self.mask
         loaded = cases.examine("x", image, mask, names=("image", "mask"))
         scan = volume.prepare(loaded)
-        filled_XYZ = scan.inside(volume.smooth(scan.image_HWS, 1.0))
+        filled_XYZ = scan.inside(volume.smooth(scan.image_SHW, 1.0))
         for keep_dtype in (False, True):
             volume.save(volume.image_like(loaded, filled_XYZ, keep_dtype=keep_dtype), self.folder / "y.nii.gz")
             assert nib.load(self.folder / "y.nii.gz").shape == image.shape

@@ -26,8 +26,8 @@ def main():
     network = UNet(UNetConfig()) if name == "paper" else checkpoint.load(BUNDLED_WEIGHTS).network
     network.eval().to(memory_format=torch.channels_last)
     before = peak()
-    x_SCHW = torch.randn(slices, 3, FRAME, FRAME).to(memory_format=torch.channels_last)
-    network(x_SCHW, torch.full((slices,), 500))
+    x_NCV = torch.randn(slices, 3, FRAME, FRAME).to(memory_format=torch.channels_last)
+    network(x_NCV, torch.full((slices,), 500))
     print(f"{name}, {slices} slices: {(peak() - before) / slices:.0f} MB each, the process at its peak {peak():.0f} MB")
 
 

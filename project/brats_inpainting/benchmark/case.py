@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from brats_inpainting import memory
 from brats_inpainting.benchmark import subject
 from brats_inpainting.config import DEFAULT_PRESET
-from brats_inpainting.data import cases, slices, volume
+from brats_inpainting.data import cases, volume, windows
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.device import Precision
 from brats_inpainting.diffusion.unet import UNet
@@ -74,10 +74,10 @@ class Timed(nn.Module):
         super().__init__()
         self.network, self.device, self.seconds = network, device, 0.0
 
-    def forward(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
+    def forward(self, x_NCV: Tensor, t_N: Tensor) -> Tensor:
         """Return what the network returns."""
         out: list[Tensor] = []
-        self.seconds += subject.seconds(lambda: out.append(self.network(x_SCHW, t_S)), self.device)
+        self.seconds += subject.seconds(lambda: out.append(self.network(x_NCV, t_N)), self.device)
         return out[0]
 
 
@@ -166,6 +166,7 @@ def _fill(inpainter: Inpainter, timed: Timed, case: cases.Case, limit: int) -> t
 
 def _first_slices(scan: Scan, limit: int) -> tuple[Scan, int, int]:
     """Take the mask away but for its first slices; say how many there are, and how many stay."""
-    masked = slices.masked(scan.mask_HWS)
-    few_HWS = scan.mask_HWS & np.isin(np.arange(scan.mask_HWS.shape[2]), masked[:limit])
-    return replace(scan, mask_HWS=few_HWS), len(masked), len(masked[:limit])
+    masked = windows.masked(scan.mask_SHW)
+    few_SHW = np.zeros_like(scan.mask_SHW)
+    few_SHW[masked[:limit]] = scan.mask_SHW[masked[:limit]]
+    return replace(scan, mask_SHW=few_SHW), len(masked), len(masked[:limit])

@@ -63,7 +63,7 @@ def convolutions(network: nn.Module, subject: Subject) -> tuple[int, list[Convol
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     running = autocast(subject.device, subject.precision)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter, running:
-        network(subject.input_SCHW()[:1], torch.tensor([TIMESTEP], device=subject.device))
+        network(subject.input_NCV()[:1], torch.tensor([TIMESTEP], device=subject.device))
     for hook in hooks:
         hook.remove()
     flops = counter.get_total_flops() * subject.batch

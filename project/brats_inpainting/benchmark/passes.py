@@ -34,18 +34,18 @@ class Pass:
 
 def measure(subject: Subject) -> Pass:
     """Measure in this process; its peak is the network's if nothing came before."""
-    network, x_SCHW = subject.network(), subject.input_SCHW()
+    network, x_NCV = subject.network(), subject.input_NCV()
 
     def forward(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         with autocast(subject.device, subject.precision):
             return network(x, t)
 
-    denoise = Denoiser(forward, x_SCHW[:, :2], Schedule.of(subject.diffusion), subject.diffusion)
+    denoise = Denoiser(forward, x_NCV[:, :2], Schedule.of(subject.diffusion), subject.diffusion)
     with torch.inference_mode():
-        taken = median(lambda: denoise(x_SCHW[:, 2:], TIMESTEP), subject.device)
+        taken = median(lambda: denoise(x_NCV[:, 2:], TIMESTEP), subject.device)
         peak = peak_bytes(subject.device)
         with profile(activities=[ProfilerActivity.CUDA if subject.device == "cuda" else ProfilerActivity.CPU]) as seen:
-            denoise(x_SCHW[:, 2:], TIMESTEP)
+            denoise(x_NCV[:, 2:], TIMESTEP)
     flops, alone = ceilings.convolutions(network, subject)
     ceiling = sum(found.times * found.seconds for found in alone)
     return Pass(subject, taken, flops, ceiling, _shares(seen, subject.device), peak, alone)

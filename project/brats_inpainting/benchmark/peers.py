@@ -107,8 +107,8 @@ class _Sample(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
-        return self.model(x_SCHW, t_S).sample
+    def forward(self, x_NCV: Tensor, t_N: Tensor) -> Tensor:
+        return self.model(x_NCV, t_N).sample
 
 
 def _channels(config: UNetConfig) -> tuple[int, ...]:
@@ -149,9 +149,9 @@ def _prepare(name: str, subject: Subject) -> None:
         host.settle()
     subject = replace(subject, precision=kind.precision or subject.precision)
     network = kind.build(subject).eval().requires_grad_(requires_grad=False).to(subject.device)
-    x_SCHW = subject.input_SCHW() if ours else subject.input_SCHW().contiguous()
+    x_NCV = subject.input_NCV() if ours else subject.input_NCV().contiguous()
     t = torch.full((1 if ours else subject.batch,), TIMESTEP, device=subject.device)
-    _here.update(network=network, x=x_SCHW, t=t, subject=subject)
+    _here.update(network=network, x=x_NCV, t=t, subject=subject)
 
 
 def _pass() -> Tensor:

@@ -21,30 +21,30 @@ class Reference(nn.Module):
         super().__init__()
         self.network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
-    def forward(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
+    def forward(self, x_NCV: Tensor, t_N: Tensor) -> Tensor:
         """Return what the network returns for the same input."""
-        t_S = t_S.expand(len(x_SCHW))
-        emb_SE = self.network.time_embed(timestep_embedding(t_S, self.network.config.width))
-        h_SCHW, skips = x_SCHW.contiguous(), []
+        t_N = t_N.expand(len(x_NCV))
+        emb_NE = self.network.time_embed(timestep_embedding(t_N, self.network.config.width))
+        h_NCV, skips = x_NCV.contiguous(), []
         for stage in self.network.input_blocks:
-            h_SCHW = _through(stage, h_SCHW, emb_SE)
-            skips.append(h_SCHW)
-        h_SCHW = _through(self.network.middle_block, h_SCHW, emb_SE)
+            h_NCV = _through(stage, h_NCV, emb_NE)
+            skips.append(h_NCV)
+        h_NCV = _through(self.network.middle_block, h_NCV, emb_NE)
         for stage in self.network.output_blocks:
-            h_SCHW = _through(stage, torch.cat([h_SCHW, skips.pop()], dim=1), emb_SE)
+            h_NCV = _through(stage, torch.cat([h_NCV, skips.pop()], dim=1), emb_NE)
         norm, _, last = self.network.out
-        return last(F.silu(_norm(norm, h_SCHW)))
+        return last(F.silu(_norm(norm, h_NCV)))
 
 
-def _through(stage: nn.Module, h_SCHW: Tensor, emb_SE: Tensor) -> Tensor:
+def _through(stage: nn.Module, h_NCV: Tensor, emb_NE: Tensor) -> Tensor:
     for layer in stage.children():
         if isinstance(layer, ResBlock):
-            h_SCHW = _residual(layer, h_SCHW, emb_SE)
+            h_NCV = _residual(layer, h_NCV, emb_NE)
         elif isinstance(layer, Attention):
-            h_SCHW = _attention(layer, h_SCHW)
+            h_NCV = _attention(layer, h_NCV)
         else:
-            h_SCHW = layer(h_SCHW, emb_SE)
-    return h_SCHW
+            h_NCV = layer(h_NCV, emb_NE)
+    return h_NCV
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -52,18 +52,18 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return F.group_norm(x.float(), GROUPS, norm.weight, norm.bias, norm.eps).type(x.dtype)
 
 
-def _residual(block: ResBlock, x_SCHW: Tensor, emb_SE: Tensor) -> Tensor:
-    h_SCHW = block.in_layers[2](F.silu(_norm(block.in_layers[0], x_SCHW)))
-    h_SCHW = h_SCHW + block.emb_layers[1](F.silu(emb_SE)).type(h_SCHW.dtype)[:, :, None, None]
-    h_SCHW = block.out_layers[3](F.silu(_norm(block.out_layers[0], h_SCHW)))
-    return block.skip_connection(x_SCHW) + h_SCHW
+def _residual(block: ResBlock, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
+    h_NCV = block.in_layers[2](F.silu(_norm(block.in_layers[0], x_NCV)))
+    h_NCV = h_NCV + block.emb_layers[1](F.silu(emb_NE)).type(h_NCV.dtype)[:, :, None, None]
+    h_NCV = block.out_layers[3](F.silu(_norm(block.out_layers[0], h_NCV)))
+    return block.skip_connection(x_NCV) + h_NCV
 
 
-def _attention(block: Attention, x_SCHW: Tensor) -> Tensor:
-    s, c, h, w = x_SCHW.shape
-    qkv = block.qkv(_norm(block.norm, x_SCHW.reshape(s, c, h * w)))
+def _attention(block: Attention, x_NCV: Tensor) -> Tensor:
+    s, c, h, w = x_NCV.shape
+    qkv = block.qkv(_norm(block.norm, x_NCV.reshape(s, c, h * w)))
     q, k, v = qkv.reshape(s * block.heads, 3 * c // block.heads, h * w).chunk(3, dim=1)
     scale = q.shape[1] ** -0.25
     weights = torch.einsum("bct,bcs->bts", q * scale, k * scale).float().softmax(dim=-1).type(v.dtype)
     a_SCN = torch.einsum("bts,bcs->bct", weights, v).reshape(s, c, h * w)
-    return x_SCHW + block.proj_out(a_SCN).reshape(s, c, h, w)
+    return x_NCV + block.proj_out(a_SCN).reshape(s, c, h, w)

@@ -58,11 +58,11 @@ class Subject:
                 torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def input_SCHW(self) -> Tensor:
+    def input_NCV(self) -> Tensor:
         """Draw (b, m, x_t), the same every time."""
         generator = torch.Generator().manual_seed(0)
-        x_SCHW = torch.randn(self.batch, self.unet.in_channels, self.side, self.side, generator=generator)
-        return x_SCHW.to(self.device, memory_format=torch.channels_last)
+        x_NCV = torch.randn(self.batch, self.unet.in_channels, self.side, self.side, generator=generator)
+        return x_NCV.to(self.device, memory_format=torch.channels_last)
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:

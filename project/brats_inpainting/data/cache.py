@@ -20,9 +20,10 @@ import numpy as np
 from scipy import ndimage
 
 from brats_inpainting.config import FRAME
-from brats_inpainting.data import nifti
+from brats_inpainting.data import nifti, volume
+from brats_inpainting.data.cases import Loaded
 from brats_inpainting.data.masks import Placed
-from brats_inpainting.data.volume import PERCENTILES, Frame, Intensity, Orientation, whole_or_not_at_all
+from brats_inpainting.data.volume import PERCENTILES, whole_or_not_at_all
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.host import cpus
 from brats_inpainting.progress import duration
@@ -165,26 +166,19 @@ def _make(todo: Sequence[tuple[Files, Path]]) -> None:
 def _prepare(case: Files, path: Path) -> None:
     """Write one case as S × H × W records."""
     image = nifti.read(case.t1n)
-    to_lps = Orientation.of(image.affine)
     image_XYZ = nifti.values(image)
-    masks = {
-        kind: _mask(file, image_XYZ.shape) for kind, file in zip(MASKS, (case.healthy, case.unhealthy), strict=True)
-    }
+    masks = [_mask(file, image_XYZ.shape) for file in (case.healthy, case.unhealthy)]
     if not np.isfinite(image_XYZ).all() or image_XYZ.min() == image_XYZ.max():
         raise CaseError(f"{case.id}: {case.t1n.name} is constant, or holds NaN or infinity")
-    image_LPS = to_lps.apply(Intensity.of(image_XYZ).scale(image_XYZ))
-    healthy_LPS, unhealthy_LPS = (to_lps.apply(mask) for mask in masks.values())
-    frame = Frame.around((image_LPS > 0) | healthy_LPS)
-    if frame.size != (FRAME, FRAME):
+    scan = volume.prepare(Loaded(case.id, image, image_XYZ, np.zeros(image_XYZ.shape, bool), []))
+    if scan.frame.size != (FRAME, FRAME):
         raise CaseError(f"{case.id}: the brain does not fit into {FRAME} × {FRAME} voxels\n  Resample it to 1 mm.")
-    near_LPS = np.zeros(image_LPS.shape)  # FAR less the distance, so that what the frame adds is far
-    if unhealthy_LPS.any():
-        near_LPS = FAR - np.minimum(ndimage.distance_transform_edt(~unhealthy_LPS), FAR)
-    image_SHW, near_SHW, healthy_SHW = (
-        np.moveaxis(frame.cut(part), 2, 0) for part in (np.rint(image_LPS * LEVELS), near_LPS, healthy_LPS)
-    )
-    packed_SHW = np.empty(image_SHW.shape, RECORD)
-    packed_SHW["image"], packed_SHW["distance"] = image_SHW, FAR - near_SHW
+    healthy_SHW, unhealthy_SHW = (scan.frame.cut(scan.orientation.apply(mask_XYZ)) for mask_XYZ in masks)
+    distance_SHW = np.full(scan.image_SHW.shape, FAR)
+    if unhealthy_SHW.any():
+        distance_SHW = np.minimum(ndimage.distance_transform_edt(~unhealthy_SHW), FAR)
+    packed_SHW = np.empty(scan.image_SHW.shape, RECORD)
+    packed_SHW["image"], packed_SHW["distance"] = np.rint(scan.image_SHW * LEVELS), distance_SHW
     np.savez_compressed(path.with_suffix(".npz"), **Placed.of(healthy_SHW)._asdict())
     with whole_or_not_at_all(path) as hidden, hidden.open("wb") as file:  # last, for it says that the case is complete
         np.save(file, packed_SHW)

@@ -22,6 +22,7 @@ from brats_inpainting.config import Augmentation, TrainConfig
 from brats_inpainting.data import masks
 from brats_inpainting.data.cache import LEVELS, Scan
 from brats_inpainting.data.masks import Placed
+from brats_inpainting.data.volume import span
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.host import ahead
 
@@ -76,7 +77,9 @@ class Epoch(Dataset[Item]):
         mask_HW = self.masks[scan].plane(z, truth_HW.shape)
         truth_HW, mask_HW = augmented(truth_HW, mask_HW, self.config.augmentation, rng)
         window = self.config.diffusion.window
-        place = tuple(_span(mask_HW.max(axis=1 - axis), window, rng) for axis in (0, 1))
+        place = tuple(
+            span(mask_HW.max(axis=1 - axis), window=window, length=mask_HW.shape[axis], rng=rng) for axis in (0, 1)
+        )
         truth_hw, mask_hw = (np.ascontiguousarray(a[place], np.float32) for a in (truth_HW, mask_HW))
         noise_hw = rng.standard_normal(truth_hw.shape, np.float32)
         t = torch.tensor(int(rng.integers(self.config.diffusion.steps)))
@@ -160,11 +163,3 @@ def _affine(size: float, rng: np.random.Generator) -> np.ndarray:
     angle = np.deg2rad(rng.uniform(-size, size))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return turn @ np.diag(1 + rng.uniform(-size, size, 2) / 100)
-
-
-def _span(occupied: np.ndarray, window: int, rng: np.random.Generator) -> slice:
-    """Place a window at random along one axis so that it covers what is occupied, as far as it can."""
-    first, last = np.flatnonzero(occupied)[[0, -1]]
-    low, high = sorted((last + 1 - window, first))
-    start = int(np.clip(rng.integers(low, high + 1), 0, len(occupied) - window))
-    return slice(start, start + window)

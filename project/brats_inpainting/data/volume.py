@@ -1,7 +1,7 @@
 """A case as arrays, and back: orientation, intensity, crop, each with its exact undo; NIfTI out.
 
-Shapes: X Y Z the file's own array, L P S the array re-oriented to LPS, H W S the frame: the part of every axial slice
-that the network may see, H along L and W along P.
+Shapes: X Y Z the file's own array, L P S the array re-oriented to LPS, S H W the frame: the part of every axial slice
+that the network may see, slices first, H along L and W along P.
 """
 
 from __future__ import annotations
@@ -83,21 +83,21 @@ class Frame:
     @classmethod
     def around(cls, occupied_LPS: np.ndarray) -> Frame:
         """Take the central 224 × 224; centre on what is occupied if that would be cut; grow if it does not fit."""
-        (x, height), (y, width) = _span(occupied_LPS.max(axis=(1, 2))), _span(occupied_LPS.max(axis=(0, 2)))
-        return cls((x, y), (height, width))
+        sides = [_side(occupied_LPS.max(axis=others)) for others in ((1, 2), (0, 2))]
+        return cls((sides[0].start, sides[1].start), (_length(sides[0]), _length(sides[1])))
 
     def cut(self, array_LPS: np.ndarray) -> np.ndarray:
-        """Return the frame of every slice, H × W × S."""
-        framed_HWS = np.zeros((*self.size, array_LPS.shape[2]), array_LPS.dtype)
+        """Return the frame of every slice, S × H × W."""
+        framed_SHW = np.zeros((array_LPS.shape[2], *self.size), array_LPS.dtype)
         source, target = self._overlap(array_LPS.shape)
-        framed_HWS[target] = array_LPS[source]
-        return framed_HWS
+        framed_SHW[:, *target] = np.moveaxis(array_LPS[source], 2, 0)
+        return framed_SHW
 
-    def undo(self, framed_HWS: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def undo(self, framed_SHW: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Put the frames back into slices of the original size; what was cut away is 0."""
-        array_LPS = np.zeros(shape, framed_HWS.dtype)
+        array_LPS = np.zeros(shape, framed_SHW.dtype)
         source, target = self._overlap(shape)
-        array_LPS[source] = framed_HWS[target]
+        array_LPS[source] = np.moveaxis(framed_SHW[:, *target], 0, 2)
         return array_LPS
 
     def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -109,21 +109,57 @@ class Frame:
         return tuple(slice(a, b) for a, b, _ in spans), tuple(slice(a - s, b - s) for a, b, s in spans)
 
 
-def _span(occupied: np.ndarray) -> tuple[int, int]:
-    """Start and length of the frame along one axis."""
-    first, last = np.flatnonzero(occupied)[[0, -1]] if occupied.any() else (0, len(occupied) - 1)
-    centred = (len(occupied) - FRAME) // 2
-    if centred <= first and last < centred + FRAME:
-        return centred, FRAME
-    size = max(FRAME, FRAME_MULTIPLE * int(np.ceil((last + 1 - first) / FRAME_MULTIPLE)))
-    return int(first + last + 1 - size) // 2, size
+def span(
+    occupied: np.ndarray,
+    *,
+    window: int,
+    step: int = 0,
+    length: int | None = None,
+    rng: np.random.Generator | None = None,
+) -> slice:
+    """Place a window along one axis so that it covers what is occupied.
+
+    Args:
+        occupied: bool, not empty.
+        window: the window's length.
+        step: the window grows in steps of so many until everything fits; 0 keeps its length.
+        length: that of the axis, if the window must stay on it; then it grows no longer than that.
+        rng: draws the position among all that cover what is occupied; without it the window is centred.
+    """
+    first, last = np.flatnonzero(occupied)[[0, -1]]
+    missing = max(0, last + 1 - first - window)
+    size = window + step * int(np.ceil(missing / step)) if step else window
+    size = size if length is None else min(size, length)
+    start = (first + last + 1 - size) // 2
+    if rng:
+        low, high = sorted((last + 1 - size, first))
+        start = rng.integers(low, high + 1)
+    if length is not None:
+        start = np.clip(start, 0, length - size)
+    return slice(int(start), int(start) + size)
+
+
+def _side(occupied: np.ndarray) -> slice:
+    """Return the frame along one axis."""
+    centre = (len(occupied) - FRAME) // 2
+    middle = slice(centre, centre + FRAME)
+    if not occupied.any():
+        occupied = np.ones_like(occupied)
+    first, last = np.flatnonzero(occupied)[[0, -1]]
+    if middle.start <= first and last < middle.stop:
+        return middle
+    return span(occupied, window=FRAME, step=FRAME_MULTIPLE)
+
+
+def _length(side: slice) -> int:
+    return side.stop - side.start
 
 
 @dataclass(frozen=True)
 class Scan:
     """A case made ready for the network, and all that is needed to go back.
 
-    ``voided_XYZ`` has the scan's own intensities, the mask set to background; ``image_HWS`` lies in [0, 1], the mask
+    ``voided_XYZ`` has the scan's own intensities, the mask set to background; ``image_SHW`` lies in [0, 1], the mask
     set to 0; both masks are bool.
     """
 
@@ -133,27 +169,27 @@ class Scan:
     frame: Frame
     voided_XYZ: np.ndarray
     mask_XYZ: np.ndarray
-    image_HWS: np.ndarray
-    mask_HWS: np.ndarray
+    image_SHW: np.ndarray
+    mask_SHW: np.ndarray
 
     @property
     def id(self) -> str:
         """The case's id."""
         return self.loaded.id
 
-    def inside(self, framed_HWS: np.ndarray) -> np.ndarray:
-        """Return the scan in its own intensities, filled from ``framed_HWS`` inside the mask, untouched elsewhere."""
+    def inside(self, framed_SHW: np.ndarray) -> np.ndarray:
+        """Return the scan in its own intensities, filled from ``framed_SHW`` inside the mask, untouched elsewhere."""
         result_XYZ, mask_XYZ = self.voided_XYZ.copy(), self.mask_XYZ
-        result_XYZ[mask_XYZ] = self.intensity.undo(np.clip(self._unframed(framed_HWS)[mask_XYZ], 0, 1))
+        result_XYZ[mask_XYZ] = self.intensity.undo(np.clip(self._unframed(framed_SHW)[mask_XYZ], 0, 1))
         return result_XYZ
 
-    def everywhere(self, framed_HWS: np.ndarray) -> np.ndarray:
-        """Return ``framed_HWS`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3).
+    def everywhere(self, framed_SHW: np.ndarray) -> np.ndarray:
+        """Return ``framed_SHW`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3).
 
         Raises:
             CaseError: when one of the two ranges is empty.
         """
-        whole_XYZ = np.clip(self._unframed(framed_HWS), 0, 1)
+        whole_XYZ = np.clip(self._unframed(framed_SHW), 0, 1)
         own, target = Intensity.of(whole_XYZ, (0, 100)), Intensity.of(self.voided_XYZ, (0.5, 99.5))
         if not (own.high > own.low and target.high > target.low):
             raise CaseError(
@@ -162,14 +198,14 @@ class Scan:
             )
         return target.undo(own.scale(whole_XYZ))
 
-    def spread(self, std_HWS: np.ndarray) -> np.ndarray:
+    def spread(self, std_SHW: np.ndarray) -> np.ndarray:
         """Return a standard deviation in the scan's own intensities, 0 outside the mask."""
         scale = np.float32(self.intensity.high - self.intensity.low)
-        return np.where(self.mask_XYZ, self._unframed(std_HWS) * scale, np.float32(0))
+        return np.where(self.mask_XYZ, self._unframed(std_SHW) * scale, np.float32(0))
 
-    def _unframed(self, framed_HWS: np.ndarray) -> np.ndarray:
+    def _unframed(self, framed_SHW: np.ndarray) -> np.ndarray:
         shape_LPS = self.orientation.apply(self.mask_XYZ).shape
-        return self.orientation.undo(self.frame.undo(framed_HWS, shape_LPS))
+        return self.orientation.undo(self.frame.undo(framed_SHW, shape_LPS))
 
 
 def prepare(loaded: Loaded, *, dilate: float = 0.0) -> Scan:
@@ -193,9 +229,9 @@ def prepare(loaded: Loaded, *, dilate: float = 0.0) -> Scan:
     orientation = Orientation.of(loaded.template.affine)
     image_LPS, mask_LPS = (orientation.apply(a) for a in (intensity.scale(voided_XYZ), mask_XYZ))
     frame = Frame.around(mask_LPS | (orientation.apply(voided_XYZ) != level))
-    image_HWS, mask_HWS = frame.cut(image_LPS), frame.cut(mask_LPS)
-    image_HWS[mask_HWS] = 0
-    return Scan(loaded, orientation, intensity, frame, voided_XYZ, mask_XYZ, image_HWS, mask_HWS)
+    image_SHW, mask_SHW = frame.cut(image_LPS), frame.cut(mask_LPS)
+    image_SHW[mask_SHW] = 0
+    return Scan(loaded, orientation, intensity, frame, voided_XYZ, mask_XYZ, image_SHW, mask_SHW)
 
 
 def grow(mask_XYZ: np.ndarray, millimetres: float, spacing: tuple[float, float, float]) -> np.ndarray:
@@ -205,9 +241,14 @@ def grow(mask_XYZ: np.ndarray, millimetres: float, spacing: tuple[float, float, 
     return ndimage.distance_transform_edt(~mask_XYZ, sampling=spacing) <= millimetres
 
 
-def smooth(image_HWS: np.ndarray, sigma: float | tuple[float, float, float]) -> np.ndarray:
-    """Filter stacked slices with a Gaussian of ``sigma`` voxels, or of one each axis (paper §3.3); 0 does nothing."""
-    return ndimage.gaussian_filter(image_HWS, sigma) if sigma else image_HWS
+def smooth(image_SHW: np.ndarray, sigma: float | tuple[float, float, float]) -> np.ndarray:
+    """Filter stacked slices with a Gaussian of ``sigma`` voxels, or of one for each of x, y and z (paper §3.3).
+
+    0 does nothing.
+    """
+    if not sigma:
+        return image_SHW
+    return np.moveaxis(ndimage.gaussian_filter(np.moveaxis(image_SHW, 0, 2), sigma), 2, 0)
 
 
 def image_like(loaded: Loaded, volume_XYZ: np.ndarray, *, keep_dtype: bool = False) -> Nifti1Image:

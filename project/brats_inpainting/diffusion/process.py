@@ -1,6 +1,7 @@
 """The diffusion process: schedule, forward noising, what a network output means, learned variance, training loss.
 
-Shapes: S slices, H W in-plane, T timesteps. Images have one channel (1); the condition has two (2): b and m.
+Shapes: N windows, C channels, V the axes of a window (H W of a patch, X Y Z of a box), T timesteps. Images have one
+channel (1).
 """
 
 from __future__ import annotations
@@ -98,24 +99,25 @@ class Schedule:
         left = np.arange(count)[::-1]  # timesteps still to come: rounding must leave room for them
         return [int(t) for t in np.clip(ideal.round(), left, len(self) - count + left)]
 
-    def q_sample(self, x0_S1HW: Tensor, t_S: Tensor, noise_S1HW: Tensor) -> Tensor:
+    def q_sample(self, x0_N1V: Tensor, t_N: Tensor, noise_N1V: Tensor) -> Tensor:
         """Return x_t ~ q(x_t | x_0) for the given noise (paper eq. 2)."""
-        return _at(np.sqrt(self.alpha_bar), t_S) * x0_S1HW + _at(np.sqrt(1 - self.alpha_bar), t_S) * noise_S1HW
+        a, b = (_at(np.sqrt(part), t_N, x0_N1V) for part in (self.alpha_bar, 1 - self.alpha_bar))
+        return a * x0_N1V + b * noise_N1V
 
-    def posterior_mean(self, x0_S1HW: Tensor, x_t_S1HW: Tensor, t: Tensor | int) -> Tensor:
+    def posterior_mean(self, x0_N1V: Tensor, x_t_N1V: Tensor, t: Tensor | int) -> Tensor:
         """Return the mean of q(x_{t−1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
         c0, ct = self.posterior_mean_coefficients.T
-        return _at(c0, t) * x0_S1HW + _at(ct, t) * x_t_S1HW
+        return _at(c0, t, x0_N1V) * x0_N1V + _at(ct, t, x0_N1V) * x_t_N1V
 
-    def log_variance(self, v_S1HW: Tensor | None, t: Tensor | int) -> Tensor:
+    def log_variance(self, v_N1V: Tensor | None, t: Tensor | int) -> Tensor:
         """Return log Σ_θ: v interpolates between log β̃_t at −1 and log β_t at 1 (improved DDPM eq. 15).
 
-        A network without a variance channel (``None``) has β̃_t, shaped as ``_at`` shapes it.
+        A network without a variance channel (``None``) has β̃_t, one value for each timestep.
         """
-        low = _at(self.posterior_log_variance, t)
-        if v_S1HW is None:
+        low = _at(self.posterior_log_variance, t, v_N1V)
+        if v_N1V is None:
             return low
-        high, fraction = _at(np.log(self.betas), t), (v_S1HW + 1) / 2
+        high, fraction = _at(np.log(self.betas), t, v_N1V), (v_N1V + 1) / 2
         return fraction * high + (1 - fraction) * low
 
 
@@ -131,99 +133,104 @@ class Prediction(NamedTuple):
 class Denoiser:
     """A network bound to its condition: ``denoise(x_t, t)`` is all that a sampler needs to know.
 
-    ``condition_S2HW`` is (b, m), b in the configuration's image range.
+    ``condition_NCV`` is (b, m, positions if the network takes them), b in the configuration's image range.
     """
 
     network: Network
-    condition_S2HW: Tensor
+    condition_NCV: Tensor
     schedule: Schedule
     config: DiffusionConfig
 
-    def __call__(self, x_S1HW: Tensor, t: int) -> Prediction:
-        """Return x̂_0 (clamped), the ε that leads from it to ``x_S1HW``, and v, in float32."""
-        t_1 = torch.full((1,), t, device=x_S1HW.device)  # one timestep for all slices: its embedding is computed once
-        out_SCHW = self.network(torch.cat([self.condition_S2HW, x_S1HW], dim=1), t_1).float()
-        return predict(out_SCHW, x_S1HW, t, self.schedule, self.config, clamped=True)
+    def __call__(self, x_N1V: Tensor, t: int) -> Prediction:
+        """Return x̂_0 (clamped), the ε that leads from it to ``x_N1V``, and v, in float32."""
+        t_1 = torch.full((1,), t, device=x_N1V.device)  # one timestep for all windows: its embedding is computed once
+        out_NCV = self.network(network_input(self.condition_NCV, x_N1V), t_1).float()
+        return predict(out_NCV, x_N1V, t, self.schedule, self.config, clamped=True)
+
+
+def network_input(condition_NCV: Tensor, x_N1V: Tensor) -> Tensor:
+    """Return (b, m, x_t), and after them the positions where the condition has them: N × C × V."""
+    return torch.cat([condition_NCV[:, :2], x_N1V, condition_NCV[:, 2:]], dim=1)
 
 
 def predict(
-    out_SCHW: Tensor, x_S1HW: Tensor, t: Tensor | int, schedule: Schedule, config: DiffusionConfig, *, clamped: bool
+    out_NCV: Tensor, x_N1V: Tensor, t: Tensor | int, schedule: Schedule, config: DiffusionConfig, *, clamped: bool
 ) -> Prediction:
     """Translate a network output at x_t into x̂_0, ε and v, whatever its parametrisation (ε, v or x_0)."""
-    first, v = out_SCHW[:, :1], out_SCHW[:, 1:] if out_SCHW.shape[1] > 1 else None
-    alpha, sigma = _at(np.sqrt(schedule.alpha_bar), t), _at(np.sqrt(1 - schedule.alpha_bar), t)
+    first, v = out_NCV[:, :1], out_NCV[:, 1:] if out_NCV.shape[1] > 1 else None
+    alpha, sigma = (_at(np.sqrt(part), t, x_N1V) for part in (schedule.alpha_bar, 1 - schedule.alpha_bar))
     if config.prediction == "x0":
         x0 = first
     elif config.prediction == "v":
-        x0 = alpha * x_S1HW - sigma * first
+        x0 = alpha * x_N1V - sigma * first
     else:
-        x0 = (x_S1HW - sigma * first) / alpha
+        x0 = (x_N1V - sigma * first) / alpha
     if clamped:
         x0 = x0.clamp(*config.clamp)
-    return Prediction(x0, (x_S1HW - alpha * x0) / sigma, v)
+    return Prediction(x0, (x_N1V - alpha * x0) / sigma, v)
 
 
 class Losses(NamedTuple):
-    """The two terms of the hybrid loss, one value per slice."""
+    """The two terms of the hybrid loss, one value per window."""
 
-    mse_S: Tensor
-    vb_S: Tensor
+    mse_N: Tensor
+    vb_N: Tensor
 
 
 def training_losses(
     network: Network,
     schedule: Schedule,
     config: DiffusionConfig,
-    x0_S1HW: Tensor,
-    condition_S2HW: Tensor,
+    x0_N1V: Tensor,
+    condition_NCV: Tensor,
     *,
-    t_S: Tensor,
-    noise_S1HW: Tensor,
-    weight_S1HW: Tensor | None = None,
+    t_N: Tensor,
+    noise_N1V: Tensor,
+    weight_N1V: Tensor | None = None,
 ) -> Losses:
     """Return the terms of the hybrid loss (paper eq. 6; improved DDPM eq. 16, un-rescaled); the loss is their sum.
 
     Args:
-        network: ``network(x_S3HW, t_S)``.
+        network: ``network(x_NCV, t_N)``, x as ``network_input`` returns it.
         schedule: the T noise levels.
         config: what the network predicts.
-        x0_S1HW: the truth, in the configuration's image range.
-        condition_S2HW: (b, m).
-        t_S: timesteps.
-        noise_S1HW: the standard normal noise that is added.
-        weight_S1HW: optional weight of every pixel in the squared error; its mean should be near 1.
+        x0_N1V: the truth, in the configuration's image range.
+        condition_NCV: (b, m), and the positions if the network takes them.
+        t_N: timesteps.
+        noise_N1V: the standard normal noise that is added.
+        weight_N1V: optional weight of every voxel in the squared error; its mean should be near 1.
 
     Returns:
         The squared error, and the variational bound in bits per dimension with the mean detached (0 where the
         network has no variance channel).
     """
-    x_t = schedule.q_sample(x0_S1HW, t_S, noise_S1HW)
-    out = network(torch.cat([condition_S2HW, x_t], dim=1), t_S).float()
+    x_t = schedule.q_sample(x0_N1V, t_N, noise_N1V)
+    out = network(network_input(condition_NCV, x_t), t_N).float()
     if config.prediction == "x0":
-        target = x0_S1HW
+        target = x0_N1V
     elif config.prediction == "v":
-        alpha, sigma = _at(np.sqrt(schedule.alpha_bar), t_S), _at(np.sqrt(1 - schedule.alpha_bar), t_S)
-        target = alpha * noise_S1HW - sigma * x0_S1HW
+        alpha, sigma = (_at(np.sqrt(part), t_N, x_t) for part in (schedule.alpha_bar, 1 - schedule.alpha_bar))
+        target = alpha * noise_N1V - sigma * x0_N1V
     else:
-        target = noise_S1HW
+        target = noise_N1V
     error = (target - out[:, :1]).square()
-    mse = (error if weight_S1HW is None else weight_S1HW * error).mean(dim=(1, 2, 3))
+    mse = per_window(error if weight_N1V is None else weight_N1V * error)
     if out.shape[1] == 1:
         return Losses(mse, torch.zeros_like(mse))
     frozen = torch.cat([out[:, :1].detach(), out[:, 1:]], dim=1)
-    prediction = predict(frozen, x_t, t_S, schedule, config, clamped=False)
-    return Losses(mse, _variational_bound(schedule, prediction, x0_S1HW, x_t, t_S))
+    prediction = predict(frozen, x_t, t_N, schedule, config, clamped=False)
+    return Losses(mse, _variational_bound(schedule, prediction, x0_N1V, x_t, t_N))
 
 
-def _variational_bound(schedule: Schedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t_S: Tensor) -> Tensor:
+def _variational_bound(schedule: Schedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t_N: Tensor) -> Tensor:
     """KL(q(x_{t−1} | x_t, x_0) ‖ p_θ) for t > 0, the decoder's −log p_θ(x_0 | x_1) at t = 0; bits per dimension."""
-    true_mean, true_log_var = schedule.posterior_mean(x0, x_t, t_S), _at(schedule.posterior_log_variance, t_S)
-    mean, log_var = schedule.posterior_mean(prediction.x0, x_t, t_S), schedule.log_variance(prediction.v, t_S)
+    true_mean, true_log_var = schedule.posterior_mean(x0, x_t, t_N), _at(schedule.posterior_log_variance, t_N, x0)
+    mean, log_var = schedule.posterior_mean(prediction.x0, x_t, t_N), schedule.log_variance(prediction.v, t_N)
     kl = 0.5 * (
         log_var - true_log_var + (true_log_var - log_var).exp() + (true_mean - mean).square() * (-log_var).exp() - 1
     )
     nll = -_discretized_gaussian_log_likelihood(x0, mean, 0.5 * log_var)
-    return torch.where(t_S == 0, nll.mean(dim=(1, 2, 3)), kl.mean(dim=(1, 2, 3))) / math.log(2)
+    return torch.where(t_N == 0, per_window(nll), per_window(kl)) / math.log(2)
 
 
 def _discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -240,8 +247,18 @@ def _discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Ten
     return torch.where(x < -0.999, log_upper, torch.where(x > 0.999, log_above, log_bin))
 
 
-def _at(values_T: np.ndarray, t: Tensor | int) -> Tensor:
-    """Pick the schedule's values in float32: S × 1 × 1 × 1 for S timesteps; for one, a number that no GPU waits for."""
+def per_window(values: Tensor) -> Tensor:
+    """Return the mean over all axes but the first."""
+    return values.mean(dim=tuple(range(1, values.ndim)))
+
+
+def _at(values_T: np.ndarray, t: Tensor | int, like: Tensor | None) -> Tensor:
+    """Pick the schedule's values at t, float32.
+
+    N timesteps give N values, which broadcast over the other axes of ``like``. One timestep, an int, gives a number
+    that no GPU waits for.
+    """
     if isinstance(t, int):
         return torch.tensor(values_T[t], dtype=torch.float32)
-    return torch.as_tensor(values_T, device=t.device)[t].float()[:, None, None, None]
+    picked_N = torch.as_tensor(values_T, device=t.device)[t].float()
+    return picked_N if like is None else picked_N.reshape(-1, *[1] * (like.ndim - 1))

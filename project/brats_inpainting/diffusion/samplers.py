@@ -1,7 +1,8 @@
 """Samplers as pure functions: denoise × noise × timesteps → x̂_0. They know no files, devices or configuration.
 
 ``denoise(x, t)`` returns a ``Prediction``; ``timesteps`` fall from T − 1; ``noise(k)`` is the standard normal draw of
-step k. Whoever wants to watch or to stop wraps ``denoise``. Shapes: S slices, one channel, H W in-plane.
+step k. Whoever wants to watch or to stop wraps ``denoise``. Shapes: N windows, one channel, V the
+axes of a window.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ class Sampler(Protocol):
     def __call__(
         self,
         denoise: Denoise,
-        x_S1HW: Tensor,
+        x_N1V: Tensor,
         timesteps: Sequence[int],
         schedule: Schedule,
         *,
         noise: Noise | None = None,
     ) -> Tensor:
-        """Carry ``x_S1HW`` at ``timesteps[0]`` to x̂_0."""
+        """Carry ``x_N1V`` at ``timesteps[0]`` to x̂_0."""
 
 
 def ddpm(
     denoise: Denoise,
-    x_S1HW: Tensor,
+    x_N1V: Tensor,
     timesteps: Sequence[int],
     schedule: Schedule,
     *,
@@ -50,19 +51,19 @@ def ddpm(
     chain = schedule.respace(timesteps)
     complete = len(timesteps) == len(schedule)
     for k, t in enumerate(timesteps):
-        x0, _, v = denoise(x_S1HW, t)
+        x0, _, v = denoise(x_N1V, t)
         place = len(chain) - 1 - k
         if k == len(timesteps) - 1 or (complete and t <= 2):
-            x_S1HW = x0
+            x_N1V = x0
         else:
             sigma = (0.5 * chain.log_variance(v, place)).exp()
-            x_S1HW = chain.posterior_mean(x0, x_S1HW, place) + sigma * noise(k)
-    return x_S1HW
+            x_N1V = chain.posterior_mean(x0, x_N1V, place) + sigma * noise(k)
+    return x_N1V
 
 
 def ddim(
     denoise: Denoise,
-    x_S1HW: Tensor,
+    x_N1V: Tensor,
     timesteps: Sequence[int],
     schedule: Schedule,
     *,
@@ -71,23 +72,23 @@ def ddim(
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12): deterministic for ``eta`` = 0, as noisy as the ancestral chain for 1."""
     assert eta == 0 or noise is not None, "eta > 0 draws noise at every step"
-    x0 = x_S1HW
+    x0 = x_N1V
     for k, (t, t_next) in enumerate(pairwise([*timesteps, None])):
         assert t is not None
-        x0, eps, _ = denoise(x_S1HW, t)
+        x0, eps, _ = denoise(x_N1V, t)
         if t_next is None:
             break  # the last state is the estimate itself, free of noise
         a, a_next = schedule.alpha_bar[t], schedule.alpha_bar[t_next]
         sigma = eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
-        x_S1HW = float(np.sqrt(a_next)) * x0 + float(np.sqrt(1 - a_next - sigma**2)) * eps
+        x_N1V = float(np.sqrt(a_next)) * x0 + float(np.sqrt(1 - a_next - sigma**2)) * eps
         if noise is not None and eta > 0:
-            x_S1HW = x_S1HW + float(sigma) * noise(k)
+            x_N1V = x_N1V + float(sigma) * noise(k)
     return x0
 
 
 def dpmpp_2m(
     denoise: Denoise,
-    x_S1HW: Tensor,
+    x_N1V: Tensor,
     timesteps: Sequence[int],
     schedule: Schedule,
     *,
@@ -96,22 +97,22 @@ def dpmpp_2m(
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from the last two estimates, deterministic."""
     alpha, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
     log_snr = schedule.log_snr
-    x0, previous, h_previous = x_S1HW, None, 0.0
+    x0, previous, h_previous = x_N1V, None, 0.0
     for t, t_next in pairwise([*timesteps, None]):
         assert t is not None
-        x0 = denoise(x_S1HW, t).x0
+        x0 = denoise(x_N1V, t).x0
         if t_next is None:
             break
         h = log_snr[t_next] - log_snr[t]
         estimate = x0 if previous is None else x0 + float(h / h_previous / 2) * (x0 - previous)
-        x_S1HW = float(sigma[t_next] / sigma[t]) * x_S1HW - float(alpha[t_next] * np.expm1(-h)) * estimate
+        x_N1V = float(sigma[t_next] / sigma[t]) * x_N1V - float(alpha[t_next] * np.expm1(-h)) * estimate
         previous, h_previous = x0, h
     return x0
 
 
 def heun(
     denoise: Denoise,
-    x_S1HW: Tensor,
+    x_N1V: Tensor,
     timesteps: Sequence[int],
     schedule: Schedule,
     *,
@@ -122,16 +123,16 @@ def heun(
     Two network passes a step, one in the last.
     """
     scale, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 / schedule.alpha_bar - 1)
-    x0 = x_S1HW
+    x0 = x_N1V
     for t, t_next in pairwise([*timesteps, None]):
         assert t is not None
-        x0 = denoise(x_S1HW, t).x0
+        x0 = denoise(x_N1V, t).x0
         if t_next is not None:
-            z, dt = x_S1HW / float(scale[t]), float(sigma[t_next] - sigma[t])
+            z, dt = x_N1V / float(scale[t]), float(sigma[t_next] - sigma[t])
             slope = (z - x0) / float(sigma[t])
             euler = z + dt * slope
             slope_next = (euler - denoise(euler * float(scale[t_next]), t_next).x0) / float(sigma[t_next])
-            x_S1HW = (z + dt * (slope + slope_next) / 2) * float(scale[t_next])
+            x_N1V = (z + dt * (slope + slope_next) / 2) * float(scale[t_next])
     return x0
 
 

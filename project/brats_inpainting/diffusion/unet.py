@@ -24,18 +24,18 @@ class GroupNorm(nn.GroupNorm):
         """Normalise ``channels`` features in 32 groups."""
         super().__init__(GROUPS, channels)
 
-    def forward(self, x_SCHW: Tensor) -> Tensor:
+    def forward(self, x_NCV: Tensor) -> Tensor:
         """Return the normalised features in the input's dtype."""
-        with torch.autocast(x_SCHW.device.type, enabled=False):
-            return super().forward(x_SCHW.float()).to(x_SCHW.dtype)
+        with torch.autocast(x_NCV.device.type, enabled=False):
+            return super().forward(x_NCV.float()).to(x_NCV.dtype)
 
 
 class SiLU(nn.SiLU):
     """SiLU that overwrites its input where no gradient is wanted: another block of memory is not needed."""
 
-    def forward(self, x_SCHW: Tensor) -> Tensor:
+    def forward(self, x_NCV: Tensor) -> Tensor:
         """Return x · sigmoid(x)."""
-        return F.silu(x_SCHW, inplace=not torch.is_grad_enabled())
+        return F.silu(x_NCV, inplace=not torch.is_grad_enabled())
 
 
 class ResBlock(nn.Module):
@@ -51,10 +51,10 @@ class ResBlock(nn.Module):
         )  # the Identity keeps guided-diffusion's numbering, where a dropout stands
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x_SCHW: Tensor, emb_SE: Tensor) -> Tensor:
+    def forward(self, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
         """Return the transformed features, S × c_out × H × W."""
-        h_SCHW = self.in_layers(x_SCHW).add_(self.emb_layers(emb_SE)[:, :, None, None])
-        return self.out_layers(h_SCHW).add_(self.skip_connection(x_SCHW))
+        h_NCV = self.in_layers(x_NCV).add_(self.emb_layers(emb_NE)[:, :, None, None])
+        return self.out_layers(h_NCV).add_(self.skip_connection(x_NCV))
 
 
 class Attention(nn.Module):
@@ -68,15 +68,15 @@ class Attention(nn.Module):
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
 
-    def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:
+    def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
         """Return features of the input's shape."""
-        s, c, h, w = x_SCHW.shape
-        qkv_SCN = self.qkv(self.norm(x_SCHW).reshape(s, c, h * w))
+        s, c, h, w = x_NCV.shape
+        qkv_NCP = self.qkv(self.norm(x_NCV).reshape(s, c, h * w))
         # guided-diffusion's legacy order: heads first, then q, k, v within each head
-        qkv_SDNC = qkv_SCN.reshape(s, self.heads, 3 * c // self.heads, h * w).transpose(2, 3)
+        qkv_NDPC = qkv_NCP.reshape(s, self.heads, 3 * c // self.heads, h * w).transpose(2, 3)
         # features last in memory too: else the weights of all pairs of positions are held at once
-        a_SDNC = F.scaled_dot_product_attention(*qkv_SDNC.contiguous().chunk(3, dim=-1))
-        return x_SCHW + self.proj_out(a_SDNC.transpose(2, 3).reshape(s, c, h * w)).reshape(s, c, h, w)
+        a_NDPC = F.scaled_dot_product_attention(*qkv_NDPC.contiguous().chunk(3, dim=-1))
+        return x_NCV + self.proj_out(a_NDPC.transpose(2, 3).reshape(s, c, h * w)).reshape(s, c, h, w)
 
 
 class Downsample(nn.Module):
@@ -87,9 +87,9 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:
+    def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
         """Return S × C × H/2 × W/2."""
-        return self.op(x_SCHW)
+        return self.op(x_NCV)
 
 
 class Upsample(nn.Module):
@@ -100,34 +100,34 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:
+    def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
         """Return S × C × 2H × 2W."""
-        return self.conv(F.interpolate(x_SCHW, scale_factor=2, mode="nearest"))
+        return self.conv(F.interpolate(x_NCV, scale_factor=2, mode="nearest"))
 
 
 class Stem(nn.Conv2d):
     """The first convolution; it takes no notice of the timestep."""
 
-    def forward(self, x_SCHW: Tensor, _emb_SE: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:  # type: ignore[override]
         """Return S × width × H × W."""
-        return super().forward(x_SCHW)
+        return super().forward(x_NCV)
 
 
 class Stage(nn.Sequential):
     """A sequence of layers that all see the time embedding."""
 
-    def forward(self, x_SCHW: Tensor, emb_SE: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:  # type: ignore[override]
         """Apply the layers in order."""
         for layer in self:
-            x_SCHW = layer(x_SCHW, emb_SE)
-        return x_SCHW
+            x_NCV = layer(x_NCV, emb_NE)
+        return x_NCV
 
 
-def timestep_embedding(t_S: Tensor, features: int) -> Tensor:
+def timestep_embedding(t_N: Tensor, features: int) -> Tensor:
     """Return the sinusoidal embedding of the unscaled timesteps, cosines first: S × ``features``, float32."""
     half = features // 2
-    freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t_S.device) / half)
-    angles = t_S[:, None].float() * freqs
+    freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t_N.device) / half)
+    angles = t_N[:, None].float() * freqs
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -183,28 +183,28 @@ class UNet(nn.Module):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, x_SCHW: Tensor, t_S: Tensor) -> Tensor:
+    def forward(self, x_NCV: Tensor, t_N: Tensor) -> Tensor:
         """Estimate the noise (or what the weights were trained for) and its variance.
 
         Args:
-            x_SCHW: S × 3 × H × W: voided image b, mask m and noisy image x_t, in this order; H and W multiples of
+            x_NCV: S × 3 × H × W: voided image b, mask m and noisy image x_t, in this order; H and W multiples of
                 ``config.stride``.
-            t_S: the S timesteps, unscaled, 0 … 999; a single one serves all slices.
+            t_N: the S timesteps, unscaled, 0 … 999; a single one serves all slices.
 
         Returns:
             S × out_channels × H × W: the prediction, and the variance interpolation v where there are two channels.
         """
-        emb_SE = self.time_embed(timestep_embedding(t_S, self.config.width))
-        h_SCHW, skips = x_SCHW, []
+        emb_NE = self.time_embed(timestep_embedding(t_N, self.config.width))
+        h_NCV, skips = x_NCV, []
         for stage in self.input_blocks:
-            h_SCHW = self._through(stage, h_SCHW, emb_SE)
-            skips.append(h_SCHW)
-        h_SCHW = self._through(self.middle_block, h_SCHW, emb_SE)
+            h_NCV = self._through(stage, h_NCV, emb_NE)
+            skips.append(h_NCV)
+        h_NCV = self._through(self.middle_block, h_NCV, emb_NE)
         for stage in self.output_blocks:
-            h_SCHW = self._through(stage, torch.cat([h_SCHW, skips.pop()], dim=1), emb_SE)
-        return self.out(h_SCHW)
+            h_NCV = self._through(stage, torch.cat([h_NCV, skips.pop()], dim=1), emb_NE)
+        return self.out(h_NCV)
 
-    def _through(self, stage: nn.Module, x_SCHW: Tensor, emb_SE: Tensor) -> Tensor:
+    def _through(self, stage: nn.Module, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
         if self.checkpointing:
-            return checkpoint(stage, x_SCHW, emb_SE, use_reentrant=False)
-        return stage(x_SCHW, emb_SE)
+            return checkpoint(stage, x_NCV, emb_NE, use_reentrant=False)
+        return stage(x_NCV, emb_NE)
