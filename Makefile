@@ -21,10 +21,14 @@ BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%)
 
 .PHONY: demo example test reliability test-container lint image wheelhouse submission
 
-demo: $(READY)  ## fill a lesion in an example brain with the bundled weights, score it, draw it
+OTHERS := biharmonic telea mirror
+demo: $(READY)  ## fill a lesion in a person's brain with the bundled weights and without a network, score the fills, draw them
 	$(BIN)/brats-inpainting example --output-path demo/data
-	$(BIN)/brats-inpainting infer --data-path demo/data --output-path demo/output --report-path demo/report --overwrite
-	$(BIN)/brats-inpainting evaluate --predictions demo/output --data-path demo/data --report-path demo/report
+	$(BIN)/brats-inpainting infer --data-path demo/data --output-path demo/brats-inpainting --report-path demo/report --overwrite
+	for method in $(OTHERS); do \
+		$(BIN)/brats-inpainting baseline --method $$method --data-path demo/data --output-path demo/$$method --overwrite || exit; done
+	$(BIN)/brats-inpainting evaluate --predictions demo/brats-inpainting $(OTHERS:%=--predictions demo/%) \
+		--data-path demo/data --report-path demo/report
 
 example: $(READY)  ## the example case where the MLCube tasks look for data
 	$(BIN)/brats-inpainting example --output-path workspace/data

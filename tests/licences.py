@@ -23,6 +23,8 @@ Ours is MIT (LICENSE). What follows is what runs beside it, as each package decl
   Library Exception, which lets programs under any licence use them).
 - The official metrics, `inpainting` (AGPL-3.0), are an oracle of the tests. They are in the `dev` extra, never imported
   by the package, and not in the image.
+- The scan of the example case, in the wheel and in the image, is subject 41 of OpenNeuro ds002748 (CC0,
+  doi:10.18112/openneuro.ds002748.v1.0.5): `project/brats_inpainting/scans/README.md`.
 
 | package | version | licence | needed by |
 |---|---|---|---|

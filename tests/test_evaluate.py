@@ -191,6 +191,10 @@ def test_models_are_compared_case_by_case_with_the_first():
     assert paired.body[1][3:] == ("+0.00", "–")  # equal everywhere: nothing to test
 
 
+def test_a_single_case_is_one_table():
+    assert [grid.title for grid in tables.grids(rows(a=[0.5], b=[0.6]))] == ["Cases"]
+
+
 def test_the_papers_figures_are_marked_as_other_data():
     summary = tables.grids(rows(a=[0.1, 0.2]), published=True)[1]
     assert summary.body[-1][:3] == ("paper, table 2: challenge's validation", "", "0.7804 ± 0.1264")

@@ -109,7 +109,7 @@ def test_the_demos_evaluation_writes_scores_and_a_page(example):
 
 
 @pytest.mark.slow
-def test_the_wheel_brings_the_weights_and_runs_on_its_own(tmp_path, example):
+def test_the_wheel_brings_the_weights_and_the_example_and_runs_on_its_own(tmp_path, example):
     case, _, _ = example
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True)
@@ -120,6 +120,9 @@ def test_the_wheel_brings_the_weights_and_runs_on_its_own(tmp_path, example):
     found = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, check=True, env=environment)
     assert found.stdout.startswith(str(tmp_path))
     assert not (tmp_path / "site" / "mlcube.py").exists()
+    run("example", "--output-path", tmp_path / "made", PYTHONPATH=str(tmp_path / "site"))
+    for path in case.iterdir():
+        assert (tmp_path / "made" / case.name / path.name).read_bytes() == path.read_bytes()
     files = [case / f"{case.name}-{kind}.nii.gz" for kind in ("t1n-voided", "mask")]
     pair = ("--image", files[0], "--mask", files[1], "--output", tmp_path / "filled.nii.gz")
     run("infer", *pair, "--steps", 1, PYTHONPATH=str(tmp_path / "site"))

@@ -238,6 +238,19 @@ def test_the_settings_of_a_run_are_shown_for_its_own_files_only(folders, tmp_pat
     assert "uncertainty, axial" not in text(tmp_path / "run")
 
 
+def test_of_several_models_the_settings_are_those_of_the_first(folders, tmp_path):
+    shutil.copytree(folders / "run", tmp_path / "run")
+    models = ("--predictions", folders / "out", "--predictions", tmp_path / "mean")
+    places = ("--data-path", folders / "data", "--report-path", tmp_path / "run")
+    assert run("baseline", "--method", "mean", *places[:2], "--output-path", tmp_path / "mean") == 0
+    for first, known in ((models, True), (models[2:] + models[:2], False)):
+        assert run("evaluate", *first, *places) == 0
+        page = text(tmp_path / "run")
+        assert ("<td>filled by</td><td>out</td>" in page) == known
+        assert page.count("dpmpp_2m") == known
+        assert "uncertainty, axial" not in page  # whose it is the picture does not say
+
+
 def test_samples_of_an_earlier_run_do_not_stay(folders, tmp_path, tiny_weights):
     places = ("--data-path", folders / "data", "--output-path", tmp_path / "out", "--report-path", tmp_path / "r")
     for samples in (2, 1):

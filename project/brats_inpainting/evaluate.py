@@ -54,8 +54,8 @@ class Row:
 class Exam:
     """All volumes of one case, X × Y × Z in LPS, in the scan's own intensities.
 
-    ``fills`` has the filled scan of each model; ``std_XYZ`` is the standard deviation of its samples and
-    ``facts`` what infer noted of it.
+    ``fills`` has the filled scan of each model; ``facts`` is what infer noted of the first one, and ``std_XYZ`` the
+    standard deviation of its samples where it is the only one.
     """
 
     id: str
@@ -199,7 +199,7 @@ def examine(
         case: its inputs.
         fills: the filled scan of each model.
         truth_needed: fail without ``t1n`` and ``mask-healthy``; else they are read where they lie beside the inputs.
-        report_path: folder of infer's report, which tells more of a single model's fill if it is the one noted there.
+        report_path: folder of infer's report, which tells more of the first model's fill if it is the one noted there.
 
     Raises:
         CaseError: when a file cannot be read or lies on another grid, or the truth is needed and not there.
@@ -210,7 +210,8 @@ def examine(
         raise CaseError(f"{case.image.name}: no name that a truth belongs to\n  Let it end in -t1n-voided.nii.gz.")
     known = truth_needed or (metrics.can_score() and all(path and path.exists() for path in (truth, healthy)))
     facts = noted(case.id, fills, report_path)
-    std = report_path / named_after(next(iter(fills.values())), "std") if report_path and facts else None
+    only = next(iter(fills.values())) if facts and len(fills) == 1 else None  # the picture of std names no model
+    std = report_path / named_after(only, "std") if report_path and only else None
     exam = Exam(
         case.id,
         volume.in_lps(grid),
@@ -233,12 +234,12 @@ def examine(
 
 
 def noted(case_id: str, fills: Mapping[str, Path], report_path: Path | None) -> dict[str, Any]:
-    """Return what infer's run.json says of a fill, if there is one fill and it is the very file that infer wrote."""
-    if report_path is None or len(fills) != 1:
+    """Return what infer's run.json says of the first model's fill, and the model, if infer wrote this very file."""
+    if report_path is None or not fills:
         return {}
     facts = record(report_path).get("cases", {}).get(case_id, {})
-    path = next(iter(fills.values()))
-    return dict(facts) if path.exists() and facts.get("sha256") == checkpoint.sha256(path) else {}
+    model, path = next(iter(fills.items()))
+    return facts | {"model": model} if path.exists() and facts.get("sha256") == checkpoint.sha256(path) else {}
 
 
 def record(report_path: Path) -> dict[str, Any]:

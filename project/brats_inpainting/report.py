@@ -130,7 +130,8 @@ class Page:
         """
         from jinja2 import Environment, PackageLoader
 
-        run = record(self.folder) if any(section.facts for section in self.sections.values()) else {}
+        known = next((section.facts for section in self.sections.values() if section.facts), {})
+        run = record(self.folder) if known else {}
         rows = [row for section in self.sections.values() for row in section.rows]
         shown = known_metrics(rows)
         template = Environment(loader=PackageLoader("brats_inpainting"), autoescape=True).get_template(PAGE)
@@ -143,6 +144,7 @@ class Page:
             settings=_flat(run.get("settings", {}) | {k: run[k] for k in ("device", "threads") if k in run}),
             versions=run.get("versions", {"brats-inpainting": version("brats-inpainting")}),
             weights=run.get("weights", ""),
+            model=known.get("model", ""),
             images=self.images,
         )
         with whole_or_not_at_all(self.folder / PAGE) as partial:

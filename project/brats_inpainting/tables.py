@@ -108,7 +108,7 @@ def grids(rows: Sequence[Row], *, pooled: bool = False, published: bool = False)
         published: set the paper's figures beside them, marked as what they are: other data.
 
     Returns:
-        Every case; a summary by model (two or more rows); paired differences (two or more models, same cases).
+        Every case; of two or more cases also a summary by model, and paired differences (two or more models).
     """
     shown = known_metrics(rows)
     models = list(dict.fromkeys(row.model for row in rows))
@@ -119,9 +119,10 @@ def grids(rows: Sequence[Row], *, pooled: bool = False, published: bool = False)
         for row in rows
     ]
     made = [Grid("Cases", header, body)] if rows else []
-    if len(rows) > 1:
+    many = len({row.case for row in rows}) > 1  # the summary of a single case would repeat it
+    if many or (rows and published):
         made.append(_summary(rows, models, shown, pooled=pooled, published=published))
-    if several and not pooled:
+    if many and several and not pooled:
         made.append(_paired(rows, models))
     return made
 

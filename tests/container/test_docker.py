@@ -51,7 +51,13 @@ def test_the_fills_are_good_and_change_nothing_outside_the_mask(complete, mounts
     assert not failed
     assert len(rows) == len(IDS)
     assert all(row.changed_outside == 0 for row in rows)
-    assert all(row.ssim > 0.5 for row in rows), rows  # tissue, not noise; a mean fill has about 0.3 here
+    assert all(row.ssim > 0.6 for row in rows), rows  # tissue, not noise; a mean fill has 0.49 and 0.53 here
+
+
+def test_the_image_makes_the_example_without_a_network(complete, out):
+    done = docker_run("-v", f"{out}:/output", IMAGE, "example", "--output-path", "/output")
+    assert done.returncode == 0, done.stderr
+    assert_same(voxels(out / IDS[0]), voxels(complete / IDS[0]))
 
 
 def test_existing_outputs_are_made_anew(mounts, out, filled):

@@ -175,11 +175,15 @@ def check(
 def example(
     output_path: OutputPath,
     seed: Annotated[int, option("seed", "Place and shape of the masks.", min=0)] = 0,
+    template: Annotated[
+        bool, option("template", "Take the ICBM152 template, an average brain that nilearn ships.")
+    ] = False,
 ) -> None:
-    """Write a complete example case, made from the ICBM152 template."""
+    """Write a complete example case: the packaged scan of a person (OpenNeuro ds002748, CC0), with synthetic masks."""
     from brats_inpainting.data.example import write_example
 
-    out.print(f"written: {write_example(output_path, seed=seed)}")
+    case = write_example(output_path, seed=seed, brain="template" if template else "person")
+    out.print(f"written: {case}")
 
 
 def _crew(where: str | None, run: Run, loading: dict[str, Any]) -> AbstractContextManager[Callable[[], None]]:

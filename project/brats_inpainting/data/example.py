@@ -1,8 +1,9 @@
-"""A complete example case made from a template brain that an installed package ships: no download, no patient."""
+"""A complete example case made from a brain that is at hand: a packaged scan, or a template. No download."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,9 @@ from scipy import ndimage
 from brats_inpainting.data import masks
 from brats_inpainting.errors import ConfigError
 
+Brain = Literal["person", "template"]
 CASE = "BraTS-GLI-00000-000"
+SCAN = Path(__file__).parents[1] / "scans" / "ds002748-sub-41_T1w.nii.gz"  # CC0; see the README.md beside it
 SHAPE = (240, 240, 155)
 AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
 # The same grid in the template's space: the template's origin falls on voxel (119, 114, 66), as in BraTS brains.
@@ -24,28 +27,30 @@ MARGIN = 5  # voxels by which the challenge enlarges a tumour
 DEPTH = 10  # voxels below the brain's surface at which both are centred
 
 
-def write_example(folder: Path, *, seed: int = 0) -> Path:
-    """Write a case as in the challenge's training data: a healthy brain with a tumour's mask and a healthy one.
+def write_example(folder: Path, *, seed: int = 0, brain: Brain = "person") -> Path:
+    """Write a case as in the challenge's training data: a brain without a tumour, with the masks of a synthetic one.
 
-    The brain is the ICBM152 2009a T1 template that nilearn ships, translated to the BraTS grid, never rescaled.
-    The same seed and library versions give the same bytes.
+    The same seed, brain and library versions give the same bytes.
 
     Args:
         folder: receives the folder ``BraTS-GLI-00000-000`` with the five files of the challenge.
         seed: decides the masks.
+        brain: ``person`` is subject 41 of OpenNeuro ds002748 (CC0), packaged in the BraTS grid, uint8, 0 to 255.
+            ``template`` is the ICBM152 2009a T1 average that nilearn ships, translated to the same grid, int16,
+            0 to about 1000; it is mirror-symmetric, so scores on it say nothing about patients.
 
     Returns:
         The case's folder.
 
     Raises:
-        ConfigError: nilearn is not installed.
+        ConfigError: the template is wanted, and nilearn is not installed.
     """
-    t1n_XYZ = _brain()
+    t1n_XYZ = _person() if brain == "person" else _template()
     unhealthy_XYZ, healthy_XYZ = _masks(t1n_XYZ > 0, np.random.default_rng(seed))
     mask_XYZ = unhealthy_XYZ | healthy_XYZ
     volumes = {
         "t1n": t1n_XYZ,
-        "t1n-voided": np.where(mask_XYZ, np.int16(0), t1n_XYZ),
+        "t1n-voided": t1n_XYZ * ~mask_XYZ,
         "mask": mask_XYZ.astype(np.uint8),
         "mask-healthy": healthy_XYZ.astype(np.uint8),
         "mask-unhealthy": unhealthy_XYZ.astype(np.uint8),
@@ -61,13 +66,18 @@ def write_example(folder: Path, *, seed: int = 0) -> Path:
     return case
 
 
-def _brain() -> np.ndarray:
+def _person() -> np.ndarray:
+    """Return the packaged scan: X × Y × Z, uint8, background 0."""
+    return np.asarray(nib.nifti1.load(SCAN).dataobj)
+
+
+def _template() -> np.ndarray:
     """Return the template in the BraTS grid: X × Y × Z, int16, background 0."""
     try:
         from nilearn.datasets import load_mni152_template
     except ImportError as error:
         raise ConfigError(
-            "nilearn is missing, which ships the example's brain\n  Run pip install 'brats-inpainting[example]'."
+            "nilearn is missing, which ships the template\n  Run pip install 'brats-inpainting[example]'."
         ) from error
     template = load_mni152_template(resolution=1)
     moved = resample_from_to(template, (SHAPE, TEMPLATE_AFFINE), order=0)  # whole voxels: nothing is interpolated
