@@ -40,7 +40,9 @@ def lesion(shape, centre=(0.55, 0.45, 0.5), radius=0.15):
 
 
 def weights(network, **diffusion):
-    """Weights as the loader would return them."""
+    """Weights as the loader would return them; a network that is no ``UNet`` works on what ``TINY`` does."""
+    if not hasattr(network, "config"):
+        network.config = TINY
     config = DiffusionConfig(**diffusion)
     return checkpoint.Weights(network, config, checkpoint.Path("test"), "0" * 64, ema=True)
 

@@ -9,6 +9,7 @@ import torch
 from brats_inpainting.config import UNetConfig
 from brats_inpainting.diffusion.unet import UNet
 
+VOLUME = np.load(Path(__file__).parent / "fixtures" / "volume_vectors.npz")
 VECTORS = np.load(Path(__file__).parent / "fixtures" / "guided_diffusion_vectors.npz")
 SMALL = UNetConfig(width=32, multipliers=(1, 2, 2), blocks=1, attention_at=(4,))
 
@@ -34,7 +35,7 @@ def network(config):
     return net
 
 
-def distance(a, name):
+def distance(a, name, vectors=VECTORS):
     """‖a − b‖ / ‖b‖ against a stored vector."""
-    b = VECTORS[name]
+    b = vectors[name]
     return np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)

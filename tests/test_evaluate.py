@@ -279,7 +279,7 @@ def test_single_samples_average_to_the_result():
     image, mask = brain((40, 40, 6)), lesion((40, 40, 6))
     images = [nib.Nifti1Image(np.asarray(v, np.float32), LPS) for v in (image, mask)]
     scan = volume.prepare(cases.examine("x", *images, names=("image", "mask")))
-    stack = next(filler.fill([scan], keep=True))
+    stack = next(filler.fill([filler.stack(scan, keep=True)]))
     result, std = filler.finish(stack)
     samples = np.stack(list(filler.single_samples(stack)))
     assert len(samples) == 3

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from brats_inpainting.config import DiffusionConfig, UNetConfig
-from brats_inpainting.diffusion import samplers
+from brats_inpainting.config import BUNDLED, DiffusionConfig, UNetConfig
+from brats_inpainting.diffusion import checkpoint, samplers
 from brats_inpainting.diffusion.process import Denoiser, Schedule, predict, training_losses
 
-from .golden import SMALL, VECTORS, distance, network, rnd
+from .golden import SMALL, VECTORS, VOLUME, distance, network, rnd
 
 SHAPE = (2, 1, 64, 64)
 SCHEDULE = Schedule.linear(1000)
@@ -93,3 +93,19 @@ def test_the_hybrid_loss_is_the_original(small, condition, name):
     assert distance(mse, f"{name}_mse") < 1e-4
     assert distance(vb, f"{name}_vb") < 1e-4
     assert distance(mse + vb, f"{name}_loss") < 1e-4
+
+
+def test_the_volume_network_has_the_names_shapes_and_output_of_its_definition():
+    net = checkpoint.load(BUNDLED["volume-1"]).network
+    state = net.state_dict()
+    assert sum(p.numel() for p in net.parameters()) == 16_777_096
+    assert list(state) == list(VOLUME["keys"])
+    assert [str(tuple(p.shape)) for p in state.values()] == list(VOLUME["shapes"])
+    shape = (1, 1, 32, 32, 32)
+    mask = torch.zeros(shape)
+    mask[..., 8:20, 10:24, 12:26] = 1
+    b = (rnd("b3", shape).abs() / 3).clamp(0, 1) * (1 - mask)
+    positions = torch.stack(torch.meshgrid(*[torch.linspace(-0.5, 0.5, 32)] * 3, indexing="ij"))[None]
+    x = torch.cat([2 * b - 1, mask, rnd("x3", shape), positions], dim=1)
+    for t in (999, 400):
+        assert distance(net(x, torch.tensor([t]))[..., ::2, ::2, ::2], f"out_t{t}", VOLUME) < 1e-4

@@ -6,23 +6,33 @@ import hashlib
 import shutil
 import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
-from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET, PRESETS
+from brats_inpainting.config import BUNDLED, DEFAULT_PRESET, PRESETS
 
 
 def facts() -> dict[str, str]:
     """Return name → text, in the order in which people ask."""
-    presets = [f"{name}{' (default)' if name == DEFAULT_PRESET else ''}: {preset}" for name, preset in PRESETS.items()]
-    with BUNDLED_WEIGHTS.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    presets = [
+        f"{name}{' (default)' if name == DEFAULT_PRESET else ''}, {dims}D: {sampling}"
+        for name, ways in PRESETS.items()
+        for dims, sampling in ways.items()
+    ]
     return {
         "version": version("brats-inpainting"),
         "torch": version("torch"),
         "presets": "\n           ".join(presets),
-        "weights": f"{BUNDLED_WEIGHTS}, {BUNDLED_WEIGHTS.stat().st_size / 1e6:.1f} MB\n           SHA-256 {digest}",
+        "weights": "\n           ".join(map(_described, BUNDLED.values())),
         "devices": ", ".join(["cpu", *_gpus()]),
         "use": "research only, not for clinical decisions",
     }
+
+
+def _described(weights: Path) -> str:
+    """Return a file's path, size and hash."""
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{weights}, {weights.stat().st_size / 1e6:.1f} MB\n           SHA-256 {digest}"
 
 
 def _gpus() -> list[str]:

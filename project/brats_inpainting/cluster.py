@@ -266,7 +266,7 @@ def _tell(run: Run, future: Future[Any], target: Path, case: Case, *, watch: Wat
         for warning in report["warnings"]:
             log.warning("%s: %s", case.id, warning)
         sampling = run.inpainter.sampling
-        passes = report["slices"] * sampling.samples * sampling.passes
+        passes = report["windows"] * sampling.samples * sampling.passes
         watch.open(passes)
         watch.advance(passes)
         run.finished(case.id, target, report, watch)

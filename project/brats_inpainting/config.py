@@ -20,7 +20,8 @@ from brats_inpainting.errors import ConfigError
 
 FRAME = 224  # side of the paper's slices, §3.1
 FRAME_MULTIPLE = 32  # sides of enlarged frames and windows are multiples of this: five halvings come out even
-BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "small-2.safetensors"
+BUNDLED = {name: Path(__file__).parent / "weights" / f"{name}.safetensors" for name in ("volume-1", "small-2")}
+BUNDLED_WEIGHTS = BUNDLED["volume-1"]
 
 
 class Settings(BaseModel):
@@ -32,9 +33,15 @@ class Settings(BaseModel):
 class UNetConfig(Settings):
     """Shape of the guided-diffusion U-Net; the defaults are the paper's 113,672,066-parameter network (§3.2).
 
-    Level ``i`` of the network is ``width * multipliers[i]`` channels wide and works at 1 / 2**i of the resolution, with
-    ``blocks`` residual blocks; self-attention with ``heads`` heads stands at the downsampling factors ``attention_at``.
+    ``dims`` is 2 for patches of slices, 3 for boxes of the volume. Patches of ``patch`` voxels a side are folded into
+    channels before the first level. Level ``i`` is ``width * multipliers[i]`` channels wide and works at 1 / 2**i of
+    that resolution, with ``blocks`` residual blocks; self-attention with ``heads`` heads is at the downsampling factors
+    ``attention_at``. With ``position`` three more input channels hold the coordinates of every voxel in the head.
     """
+
+    dims: Literal[2, 3] = 2
+    patch: Literal[1, 2] = 1
+    position: bool = False
 
     width: PositiveInt = Field(default=128, multiple_of=32, le=4096)  # the bounds keep a stranger's file from asking
     multipliers: tuple[Annotated[PositiveInt, Field(le=64)], ...] = Field(  # for more than any machine has
@@ -54,8 +61,8 @@ class UNetConfig(Settings):
 
     @property
     def stride(self) -> int:
-        """Height and width of every input must be multiples of this."""
-        return 2 ** (len(self.multipliers) - 1)
+        """Every side of an input must be a multiple of this."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
@@ -112,25 +119,44 @@ class SamplingConfig(Settings):
         return "even" if self.sampler in ("ddpm", "ddim") else "log_snr"
 
 
-PRESETS = {
-    "fast": SamplingConfig(smoothing=(0, 0, 1.075)),
-    "accurate": SamplingConfig(samples=10, smoothing=(0, 0, 1.075)),
-    "realistic": SamplingConfig(steps=8, smoothing=(0, 0, 0.5)),
-    "paper": SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices"),
+# By the dimensions of the weights: slice by slice, or the whole region at once.
+PRESETS: dict[str, dict[int, SamplingConfig]] = {
+    "fast": {
+        2: SamplingConfig(smoothing=(0, 0, 1.075)),
+        3: SamplingConfig(sampler="ddim", steps=1, noise="independent", smoothing=0),
+    },
+    "accurate": {
+        2: SamplingConfig(samples=10, smoothing=(0, 0, 1.075)),
+        3: SamplingConfig(sampler="ddim", steps=8, samples=10, noise="independent", smoothing=0),
+    },
+    "realistic": {
+        2: SamplingConfig(steps=8, smoothing=(0, 0, 0.5)),
+        3: SamplingConfig(sampler="ddim", steps=8, noise="independent", smoothing=0),
+    },
+    "paper": {2: SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices")},
 }
 DEFAULT_PRESET = "fast"
 
 
-def sampling(preset: str, **overrides: Any) -> SamplingConfig:
-    """Return a preset with some of its fields replaced.
+def bundled_weights(preset: str) -> Path:
+    """Return the bundled weights of a preset: the three-dimensional ones where it has a way for them."""
+    return BUNDLED["volume-1"] if 3 in PRESETS.get(preset, {}) else BUNDLED["small-2"]
+
+
+def sampling(preset: str, dims: int, **overrides: Any) -> SamplingConfig:
+    """Return a preset for weights of so many dimensions, with some of its fields replaced.
 
     Raises:
-        ConfigError: when there is no such preset, or a value is out of range.
+        ConfigError: when there is no such preset, or not for these weights, or a value is out of range.
     """
     if preset not in PRESETS:
         raise ConfigError(f"no preset named {preset!r}\n  There are: {', '.join(PRESETS)}.")
+    if dims not in PRESETS[preset]:
+        raise ConfigError(
+            f"preset {preset} fills slice by slice, but the weights fill volumes\n  Use --weights small-2."
+        )
     try:
-        return SamplingConfig.model_validate(PRESETS[preset].model_dump() | overrides)
+        return SamplingConfig.model_validate(PRESETS[preset][dims].model_dump() | overrides)
     except ValidationError as error:
         problem = max(error.errors(), key=lambda problem: len(problem["loc"]))  # the closest, of a value of many kinds
         raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from error

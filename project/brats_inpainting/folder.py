@@ -88,8 +88,8 @@ class Run:
                     under_way.popleft().result()
                 under_way.append(writer.submit(self._deliver, stack, by_id[stack.scan.id], watch))
 
-            scans = self._scans(watch, deliver)
-            for stack in self.inpainter.fill(scans, seed=self.seed, keep=self._keeping, on_pass=watch.advance):
+            stacks = self._stacks(watch, deliver)
+            for stack in self.inpainter.fill(stacks, seed=self.seed, on_pass=watch.advance):
                 deliver(stack)
             for last in under_way:
                 last.result()
@@ -101,9 +101,8 @@ class Run:
         Raises:
             CaseError: when it cannot be done.
         """
-        scan = self._prepare(case)
-        empty = Stack(scan, self.inpainter.sampling.samples)
-        return self._write(next(self.inpainter.fill([scan], seed=self.seed, keep=self._keeping), empty), target)
+        stack = self.inpainter.stack(self._prepare(case), keep=self._keeping)
+        return self._write(next(self.inpainter.fill([stack], seed=self.seed), stack), target)
 
     def finished(self, case_id: str, target: Path, report: dict[str, Any], watch: Watch) -> None:
         """Tell about a finished case, and write it down."""
@@ -143,7 +142,7 @@ class Run:
     def _keeping(self) -> bool:
         return self.report_path is not None and self.inpainter.sampling.samples > 1
 
-    def _scans(self, watch: Watch, deliver: Callable[[Stack], None]) -> Iterator[Scan]:
+    def _stacks(self, watch: Watch, deliver: Callable[[Stack], None]) -> Iterator[Stack]:
         sampling = self.inpainter.sampling
         for case, prepared in zip(self.jobs.values(), ahead(self._prepare, self.jobs.values()), strict=True):
             try:
@@ -151,12 +150,12 @@ class Run:
             except CaseError as error:
                 self.fail(case.id, error, watch)
                 continue
-            todo = len(windows.masked(scan.mask_SHW))
-            watch.open(todo * sampling.samples * sampling.passes)
-            if todo:
-                yield scan
+            stack = self.inpainter.stack(scan, keep=self._keeping)
+            watch.open(stack.missing * sampling.passes)
+            if stack.missing:
+                yield stack
             else:
-                deliver(Stack(scan, sampling.samples))
+                deliver(stack)
 
     def _prepare(self, case: Case) -> Scan:
         try:
@@ -192,6 +191,7 @@ class Run:
             "output": target.name,
             "sha256": digest,
             "slices": len(windows.masked(scan.mask_SHW)),
+            "windows": len(stack.windows),
             "voxels_in_mask": int(scan.loaded.mask_XYZ.sum()),
             "voxels_in_grown_mask": int(scan.mask_XYZ.sum()),
             "voxels_changed_inside": int(np.count_nonzero(changed_XYZ & scan.mask_XYZ)),

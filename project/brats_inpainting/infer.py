@@ -1,6 +1,7 @@
 """The straight line: a masked scan walks in, a filled one walks out.
 
-Shapes: S slices of a batch, C channels, H W a window; X Y Z a volume.
+Shapes: N windows of a batch, C channels, V the axes of a window (H W of a patch, X Y Z of a box); S H W a scan's frame,
+X Y Z a volume.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from brats_inpainting import config, memory
 from brats_inpainting.config import (
-    BUNDLED_WEIGHTS,
+    BUNDLED,
     DEFAULT_PRESET,
     FRAME_MULTIPLE,
     DiffusionConfig,
@@ -33,11 +34,12 @@ from brats_inpainting.config import (
 )
 from brats_inpainting.data import cases, nifti, volume, windows
 from brats_inpainting.data.volume import Scan
-from brats_inpainting.data.windows import Stack, Window
+from brats_inpainting.data.windows import Stack, Task, Windowing
 from brats_inpainting.device import Precision, autocast, best_precision, choose_device
 from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.process import Denoiser, Prediction, Schedule
+from brats_inpainting.diffusion.unet import MEMORY_FORMAT
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
 from brats_inpainting.host import ahead
 
@@ -48,7 +50,10 @@ OnPass = Callable[[int], None]
 ENOUGH_STEPS = 10  # for a network that predicts noise: early on x̂_0 is its small error, much amplified
 NARROW = 64  # feature maps
 MOST_SIDE_BY_SIDE = 16  # batches: what is ready for them takes memory too
-BATCH = {"cuda": 32, "mps": 8, "cpu": 4}  # the paper's on a GPU; more gains nothing on a CPU
+BATCH = {  # by the network's dimensions: slices, the paper's number on a GPU; boxes
+    2: {"cuda": 32, "mps": 8, "cpu": 4},
+    3: {"cuda": 4, "mps": 1, "cpu": 1},
+}
 
 
 class Inpainting(NamedTuple):
@@ -65,7 +70,8 @@ class Inpainter:
 
     ``batch_size`` is halved whenever memory runs out. ``precision`` is that of the network's convolutions and matrix
     products; everything else is float32. ``side_by_side`` batches are sampled at a time, each by its share of torch's
-    threads: a narrow network does not keep several threads busy with one (docs/benchmarks.md).
+    threads: a narrow network does not keep several threads busy with one (docs/benchmarks.md). Boxes of more than
+    ``most_voxels`` are filled in overlapping parts.
     """
 
     weights: Weights = field(repr=False)
@@ -74,6 +80,7 @@ class Inpainter:
     batch_size: int
     precision: Precision = "fp32"
     side_by_side: int = 1
+    most_voxels: int | None = None
 
     @classmethod
     def load(
@@ -92,10 +99,11 @@ class Inpainter:
         """Load a network and choose how to sample it.
 
         Args:
-            weights: a ``.safetensors`` or ``.pt`` file; the bundled weights if not given.
+            weights: a ``.safetensors`` or ``.pt`` file, or the name of bundled weights (``config.BUNDLED``); the
+                preset's bundled weights if not given.
             preset: a name in ``config.PRESETS``.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
-            batch_size: slices per network pass; chosen by the device if not given.
+            batch_size: windows per network pass; chosen by the device if not given.
             at_most: the most that may be chosen.
             precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU by network and GPU.
             unet: the architecture of a weights file that stores none, if the shapes in it do not tell enough.
@@ -106,20 +114,19 @@ class Inpainter:
             CheckpointError: when the weights cannot be used.
             ConfigError: when there is no such preset or device, or an override is out of range.
         """
-        where, how = choose_device(device), config.sampling(preset, **overrides)
-        loaded = checkpoint.load(weights or BUNDLED_WEIGHTS, unet=unet, diffusion=diffusion)
-        unet, window = loaded.network.config, loaded.diffusion.window
-        if unet.in_channels != 3 or FRAME_MULTIPLE % unet.stride or window % unet.stride:
-            raise CheckpointError(
-                f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
-                f"  Give one of 3 channels (b, m, x_t) whose factor divides {FRAME_MULTIPLE} and its window."
-            )
+        where = choose_device(device)
+        path = BUNDLED.get(str(weights), weights) if weights else config.bundled_weights(preset)
+        config.sampling(preset, 2, **overrides)  # what is wrong with it is said before anything is loaded
+        loaded = checkpoint.load(path, unet=unet, diffusion=diffusion)
+        unet = loaded.network.config
+        how = config.sampling(preset, unet.dims, **overrides)
+        _refuse_other_work(loaded)
         if loaded.diffusion.prediction == "eps" and how.steps < ENOUGH_STEPS:
             few = "%s predicts noise, for which %d steps are few: ask for %d or more"
             log.warning(few, loaded.path.name, how.steps, ENOUGH_STEPS)
         most, exact = usual(where, unet)
         most = min(most, at_most or most)
-        size = batch_size or (memory.plan(unet, most) if where.type == "cpu" else most)
+        size = batch_size or (memory.plan(unet, most) if where.type == "cpu" and unet.dims == 2 else most)
         inpainter = cls(loaded, how, where, size, exact if precision == "auto" else precision)
         inpainter.spread(torch.get_num_threads())
         return inpainter
@@ -131,13 +138,18 @@ class Inpainter:
             raise ConfigError(
                 f"{self.sampling.steps} steps asked for\n  The weights were trained with {steps}: ask for no more."
             )
-        self.weights.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.weights.network.to(self.device, memory_format=MEMORY_FORMAT[self.weights.network.config.dims])  # type: ignore[call-overload]
         self._schedule = Schedule.of(self.weights.diffusion)
 
     def spread(self, threads: int, limit: int | None = None) -> None:
-        """Sample as many batches side by side as a narrow network on a CPU has threads for, and memory, in bytes."""
+        """Sample as many batches side by side as a narrow network on a CPU has threads for, and memory, in bytes.
+
+        A box of the volume keeps all threads busy; there the memory decides how large one may be.
+        """
         unet = self.weights.network.config
-        if self.device.type == "cpu" and unet.width <= NARROW:
+        if unet.dims == 3:
+            self.most_voxels = memory.most_voxels(unet, self.device, limit)
+        elif self.device.type == "cpu" and unet.width <= NARROW:
             self.side_by_side = memory.batches(unet, self.batch_size, threads // _share(threads), limit)
 
     def inpaint(self, image: Any, mask: Any, *, seed: int = 0) -> Inpainting:
@@ -161,7 +173,8 @@ class Inpainter:
         loaded = cases.examine("the scan", images[0], images[1], names=("image", "mask"))
         scan = volume.prepare(loaded, dilate=self.sampling.dilate)
         prepared = time.perf_counter()
-        stack = next(self.fill([scan], seed=seed), Stack(scan, self.sampling.samples))
+        stack = self.stack(scan)
+        next(self.fill([stack], seed=seed), stack)
         filled = time.perf_counter()
         result_XYZ, std_XYZ = self.finish(stack)
         timings = {"prepare": prepared - started, "fill": filled - prepared, "finish": time.perf_counter() - filled}
@@ -171,24 +184,30 @@ class Inpainter:
         std = None if std_XYZ is None else volume.image_like(loaded, std_XYZ)
         return Inpainting(volume.image_like(loaded, result_XYZ), std, timings)
 
-    def fill(
-        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, on_pass: OnPass | None = None
-    ) -> Iterator[Stack]:
-        """Sample every masked slice of every scan, in batches across scans, and yield each scan when it is complete.
+    @property
+    def windowing(self) -> Windowing:
+        """How windows are placed for this network."""
+        return Windowing.of(self.weights.network.config, self.weights.diffusion, self.most_voxels)
 
-        Scans with an empty mask need no work and are not yielded. With ``keep`` the stacks keep every single sample.
-        ``on_pass(n)`` is told before each network pass how many slices take it; from other threads, but one at a time.
+    def stack(self, scan: Scan, *, keep: bool = False) -> Stack:
+        """Return the work that a scan needs; with ``keep`` it keeps every single sample."""
+        return Stack(scan, windows.around(scan.mask_SHW, self.windowing), self.sampling.samples, keep)
+
+    def fill(self, stacks: Iterable[Stack], *, seed: int = 0, on_pass: OnPass | None = None) -> Iterator[Stack]:
+        """Sample every window of every scan, in batches across scans, and yield each scan when it is complete.
+
+        Scans with an empty mask need no work and are not yielded. ``on_pass(n)`` is called before each network pass
+        with the number of windows that take it; from other threads, but one at a time.
         """
-        window, samples = self.weights.diffusion.window, self.sampling.samples
-        todo = (one for scan in scans for one in windows.todo(Stack(scan, samples, keep), window=window))
-        batches = windows.batches(todo, lambda: self.batch_size)
+        tasks = (task for stack in stacks for task in stack.tasks())
+        batches = windows.batches(tasks, lambda: self.batch_size)
         for batch, samples_N1V, seconds in self._sampled(batches, seed, on_pass or (lambda _: None)):
-            log.debug("%d slices of %d × %d in %.2f s", len(batch), *samples_N1V.shape[2:], seconds)
-            for one, sample_1HW in zip(batch, samples_N1V, strict=True):
-                one.stack.add(one, sample_1HW[0])
-                one.stack.seconds += seconds / len(batch)
-                if not one.stack.missing:
-                    yield one.stack
+            log.debug("%d windows of %s in %.2f s", len(batch), nifti.times(samples_N1V.shape[2:]), seconds)
+            for task, sample_1V in zip(batch, samples_N1V, strict=True):
+                task.stack.add(task, sample_1V[0])
+                task.stack.seconds += seconds / len(batch)
+                if not task.stack.missing:
+                    yield task.stack
 
     def finish(self, stack: Stack) -> tuple[np.ndarray, np.ndarray | None]:
         """Stack, smooth and undo (paper §3.3): the filled volume and the spread, X × Y × Z in own intensities.
@@ -217,8 +236,8 @@ class Inpainter:
         return scan.inside(volume.smooth(inside_SHW, self.sampling.smoothing))
 
     def _sampled(
-        self, batches: Iterable[list[Window]], seed: int, on_pass: OnPass
-    ) -> Iterator[tuple[list[Window], np.ndarray, float]]:
+        self, batches: Iterable[list[Task]], seed: int, on_pass: OnPass
+    ) -> Iterator[tuple[list[Task], np.ndarray, float]]:
         """Sample batches side by side, and yield them in their order with the seconds that each was waited for."""
         telling, stopped = threading.Lock(), threading.Event()
 
@@ -228,7 +247,7 @@ class Inpainter:
             with telling:
                 on_pass(count)
 
-        def sample(batch: list[Window]) -> tuple[list[Window], np.ndarray]:
+        def sample(batch: list[Task]) -> tuple[list[Task], np.ndarray]:
             return batch, self._sample(batch, seed, told)
 
         def start() -> None:
@@ -252,8 +271,8 @@ class Inpainter:
             torch.set_num_threads(threads)  # in threads to come; in this one it never changed
 
     @torch.inference_mode()
-    def _sample(self, batch: list[Window], seed: int, on_pass: OnPass) -> np.ndarray:
-        """Sample the slices of a batch, S × 1 × H × W in [0, 1]; with half as many at a time if memory runs out."""
+    def _sample(self, batch: list[Task], seed: int, on_pass: OnPass) -> np.ndarray:
+        """Sample the windows of a batch, N × 1 × V in [0, 1]; with half as many at a time if memory runs out."""
         size = self.batch_size
         try:
             parts = [batch[start : start + size] for start in range(0, len(batch), size)]
@@ -263,24 +282,25 @@ class Inpainter:
                 raise
             if size == 1:
                 raise InpaintingError(
-                    f"not enough memory on {self.device} for a single slice\n  Use --device cpu, or smaller weights."
+                    f"not enough memory on {self.device} for a single window\n  Use --device cpu, or smaller weights."
                 ) from error
         self.batch_size = min(self.batch_size, size // 2)
-        log.warning("memory ran out with %d slices at a time; going on with %d", size, self.batch_size)
+        log.warning("memory ran out with %d windows at a time; going on with %d", size, self.batch_size)
         return self._sample(batch, seed, on_pass)
 
-    def _sample_at_once(self, batch: list[Window], size: int, seed: int, on_pass: OnPass) -> np.ndarray:
-        """Sample up to ``size`` slices, padded to exactly so many: the shape of the work never varies."""
+    def _sample_at_once(self, batch: list[Task], size: int, seed: int, on_pass: OnPass) -> np.ndarray:
+        """Sample up to ``size`` windows, padded to exactly so many: the shape of the work never varies."""
         low, high = self.weights.diffusion.image_range
-        scaled_NCV = _padded([torch.from_numpy(one.condition_Chw) for one in batch], size)
+        unet = self.weights.network.config
+        scaled_NCV = _padded([torch.from_numpy(task.condition_CV(position=unet.position)) for task in batch], size)
         condition_NCV = torch.cat([low + (high - low) * scaled_NCV[:, :1], scaled_NCV[:, 1:]], dim=1)
 
         def draw(step: int) -> Tensor:
-            return self._on_device(_padded([self._draw(one, seed, step) for one in batch], size))
+            return self._on_device(_padded([self._draw(task, seed, step) for task in batch], size))
 
         denoise = Denoiser(
             self._network,
-            self._on_device(condition_NCV.contiguous(memory_format=torch.channels_last)),
+            self._on_device(condition_NCV.contiguous(memory_format=MEMORY_FORMAT[unet.dims])),
             self._schedule,
             self.weights.diffusion,
         )
@@ -308,26 +328,45 @@ class Inpainter:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def _draw(self, one: Window, seed: int, step: int) -> Tensor:
-        """Draw the noise of a slice's whole frame, and cut its window: 1 × H × W."""
-        z, rows, columns = one.place
-        frame_HW = noise.draw(
-            one.stack.scan.frame.size,
-            seed=seed,
-            z=z,
-            sample=one.sample,
-            step=step,
-            mode=self.sampling.noise,
-        )
-        return frame_HW[None, rows, columns]
+    def _draw(self, task: Task, seed: int, step: int) -> Tensor:
+        """Draw the noise of every slice's whole frame, and cut its window: 1 × V."""
+        z, rows, columns = task.window.place
+
+        def draw(z: int) -> Tensor:
+            frame_HW = noise.draw(
+                task.stack.scan.frame.size,
+                seed=seed,
+                z=z,
+                sample=task.sample,
+                step=step,
+                mode=self.sampling.noise,
+            )
+            return frame_HW[rows, columns]
+
+        if isinstance(z, int):
+            return draw(z)[None]
+        return torch.stack([draw(index) for index in range(z.start, z.stop)], dim=-1)[None]
 
 
 def usual(device: torch.device, unet: UNetConfig) -> tuple[int, Precision]:
-    """Return how many slices a network takes at a time, and in which precision, if nothing is said of it."""
-    precision = best_precision(device)
-    if precision == "bf16" and unet.width <= NARROW:  # measured with the bundled one (docs/benchmarks.md)
-        return 2 * BATCH["cuda"], "fp32"
-    return BATCH[device.type], precision
+    """Return how many windows a network takes at a time, and in which precision, if nothing is said of it."""
+    precision, most = best_precision(device), BATCH[unet.dims][device.type]
+    if precision == "bf16" and unet.dims == 2 and unet.width <= NARROW:  # measured with small-2 (docs/benchmarks.md)
+        return 2 * most, "fp32"
+    return most, precision
+
+
+def _refuse_other_work(loaded: Weights) -> None:
+    """Refuse a network that takes other inputs, or whose sides no window has."""
+    unet, window = loaded.network.config, loaded.diffusion.window
+    channels = 6 if unet.position else 3
+    fits = window % unet.stride == 0 and (unet.dims == 3 or FRAME_MULTIPLE % unet.stride == 0)
+    if unet.in_channels != channels or not fits:
+        inputs = "b, m, x_t, three positions" if unet.position else "b, m, x_t"
+        raise CheckpointError(
+            f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
+            f"  Give one of {channels} channels ({inputs}) whose factor divides {FRAME_MULTIPLE} and its window."
+        )
 
 
 def _share(threads: int) -> int:

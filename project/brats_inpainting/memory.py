@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import torch
+
 from brats_inpainting.config import FRAME, UNetConfig
 
 # Peak of a float32 pass over slices of 224 × 224, in feature maps of the network's width, where freed memory is kept:
 # the paper's takes at most 347 MB a slice (13.5 maps), small-2 at most 76 MB (11.9 maps): docs/reliability.md.
 MAPS = 16
+BOX_MAPS = 16  # likewise of a pass over a box, in feature maps of its first level: docs/reliability.md
 SHARE = 0.5  # of what is free; the rest is for the scans, and for those who share the machine
 UNLIMITED = 2**60  # cgroup v1 writes a number beyond all memory where there is no limit
 
@@ -25,6 +28,15 @@ def batches(unet: UNetConfig, size: int, most: int, limit: int | None = None) ->
     """Return how many batches of so many slices, 1 to ``most``, fit likewise; 1 where nothing tells what is free."""
     nothing_tells = free() is None and limit is None
     return 1 if nothing_tells else max(1, plan(unet, size * most, limit) // size)
+
+
+def most_voxels(unet: UNetConfig, device: torch.device, limit: int | None = None) -> int | None:
+    """Return how many voxels a box may have in the memory that is free, or allowed; ``None`` where nothing tells."""
+    available = (
+        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free() if device.type == "cpu" else None
+    )
+    known = [size for size in (available, limit) if size is not None]
+    return int(SHARE * min(known) / (BOX_MAPS * 4 * unet.width / unet.patch**3)) if known else None
 
 
 def free(root: Path = Path("/")) -> int | None:

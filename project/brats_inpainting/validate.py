@@ -47,7 +47,7 @@ class Validation:
         network = cast("UNet", state.averages[0].module)
         device = next(network.parameters()).device
         weights = Weights(network, state.config.diffusion, state.weights_path, "", ema=True)
-        inpainter = Inpainter(weights, state.config.validation, device, BATCH[device.type])
+        inpainter = Inpainter(weights, state.config.validation, device, BATCH[network.config.dims][device.type])
         was_training = network.training
         network.eval()
         rows = [self._score(case, inpainter, self._picture(case, folder, state.step)) for case in self.files]

@@ -30,10 +30,10 @@ def main():
     how = sampling("fast", sampler="ddim", steps=args.steps, samples=args.samples)
     for precision, size in product(args.precision, args.batch_size):
         inpainter = replace(loaded, sampling=how, precision=precision, batch_size=size)
-        list(inpainter.fill(scans[:1]))
+        list(inpainter.fill([inpainter.stack(scans[0])]))
         slices = []
         started = time.perf_counter()
-        list(inpainter.fill(scans, on_pass=slices.append))
+        list(inpainter.fill(map(inpainter.stack, scans), on_pass=slices.append))
         print(f"{precision}, {size} at a time: {sum(slices) / (time.perf_counter() - started):.0f}", flush=True)
 
 

@@ -99,7 +99,7 @@ def filling(inpainter, fill=None, **changes):
 
 
 def sampled(inpainter, slab, seed):
-    return next(inpainter.fill([slab.scan], seed=seed))
+    return next(inpainter.fill([inpainter.stack(slab.scan)], seed=seed))
 
 
 def meaning(inpainter, **changes):

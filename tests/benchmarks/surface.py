@@ -76,7 +76,7 @@ def settings(samples):
 def measured(inpainter, slabs):
     """Fill every slab, and score means of 1, 4 and 10 samples, each the average over two sets of them if there are."""
     by_case, setting = {slab.scan.id: slab for slab in slabs}, inpainter.sampling
-    for stack in inpainter.fill([slab.scan for slab in slabs], keep=True):
+    for stack in inpainter.fill([inpainter.stack(slab.scan, keep=True) for slab in slabs]):
         slab = by_case[stack.scan.id]
         for finish, changes in (FINISHES | (PAPERS if setting.sampler == "ddpm" else {})).items():
             finisher = replace(inpainter, sampling=setting.model_copy(update=changes))

@@ -2,12 +2,16 @@
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from brats_inpainting.data import cases, volume, windows
-from brats_inpainting.data.windows import Stack
+from brats_inpainting.data.windows import Stack, Window, Windowing
 from brats_inpainting.infer import LPS
 
-from ..conftest import brain, lesion
+from ..conftest import ball, brain, lesion
+
+PATCHES = Windowing(2, window=32, step=32, margin=0, common=32)
+BOXES = Windowing(3, window=32, step=8, margin=4, common=28)
 
 
 def scan_of(shape, mask, case_id="a"):
@@ -15,19 +19,37 @@ def scan_of(shape, mask, case_id="a"):
     return volume.prepare(cases.examine(case_id, *images, names=("image", "mask")))
 
 
+def stack_of(scan, samples=1, how=PATCHES):
+    return Stack(scan, windows.around(scan.mask_SHW, how), samples)
+
+
+def boxes(*spans, shape=(60, 128, 128)):
+    """A mask of boxes in a frame S H W, and its windows."""
+    mask_SHW = np.zeros(shape, bool)
+    for span in spans:
+        mask_SHW[span] = True
+    return mask_SHW, windows.around(mask_SHW, BOXES)
+
+
+def sizes(found):
+    return [window.shape for window in found]
+
+
 def test_only_masked_slices_are_listed_once_per_sample():
     mask = np.zeros((64, 64, 12), bool)
     mask[30:34, 30:34, [3, 4, 9]] = True
-    todo = list(windows.todo(Stack(scan_of(mask.shape, mask), 2), window=32))
-    assert [(piece.place[0], piece.sample) for piece in todo] == [(3, 0), (3, 1), (4, 0), (4, 1), (9, 0), (9, 1)]
+    tasks = stack_of(scan_of(mask.shape, mask), samples=2).tasks()
+    listed = [(task.window.place[0], task.sample) for task in tasks]
+    assert listed == [(3, 0), (3, 1), (4, 0), (4, 1), (9, 0), (9, 1)]
 
 
-def test_a_window_covers_the_mask_and_grows_by_32_until_it_does():
-    mask = np.zeros((224, 224, 3), bool)
-    mask[100:110, 0:10, 0] = True
-    mask[60:150, 100:110, 1] = True
-    mask[0:224, 5:6, 2] = True
-    small, wide, whole = (piece.place[1:] for piece in windows.todo(Stack(scan_of(mask.shape, mask), 1), window=64))
+def test_a_patch_covers_the_mask_and_grows_by_32_until_it_does():
+    mask_SHW = np.zeros((3, 224, 224), bool)
+    mask_SHW[0, 100:110, 0:10] = True
+    mask_SHW[1, 60:150, 100:110] = True
+    mask_SHW[2, 0:224, 5:6] = True
+    how = Windowing(2, window=64, step=32, margin=0, common=64)
+    small, wide, whole = (window.place[1:] for window in windows.around(mask_SHW, how))
     assert small == (slice(73, 137), slice(0, 64))
     assert wide[0].stop - wide[0].start == 96
     assert wide[0].start <= 60
@@ -36,49 +58,172 @@ def test_a_window_covers_the_mask_and_grows_by_32_until_it_does():
 
 
 def test_a_network_of_whole_slices_gets_the_whole_frame():
-    mask = lesion((64, 64, 5))
-    places = {str(piece.place[1:]) for piece in windows.todo(Stack(scan_of(mask.shape, mask), 1), window=224)}
-    assert places == {str((slice(0, 224), slice(0, 224)))}
+    mask_SHW = np.moveaxis(lesion((224, 256, 5)), 2, 0)
+    found = windows.around(mask_SHW, Windowing(2, window=224, step=32, margin=0, common=224))
+    assert {str(window.place[1:]) for window in found} == {str((slice(0, 224), slice(0, 256)))}
+    assert all(window.share_V is None for window in found)
+
+
+def test_distant_lesions_of_a_slice_have_a_patch_each_and_near_ones_share_one():
+    mask_SHW = np.zeros((2, 224, 224), bool)
+    mask_SHW[0, 100:110, 20:30] = mask_SHW[0, 100:110, 190:200] = True
+    mask_SHW[1, 100:110, 20:30] = mask_SHW[1, 100:110, 40:50] = True
+    found = windows.around(mask_SHW, PATCHES)
+    assert [window.place[0] for window in found] == [0, 0, 1]
+    assert set(sizes(found)) == {(32, 32)}
+    assert sum(window.share_V.sum() for window in found[:2]) == 200
+
+
+def test_a_box_has_a_margin_around_its_component_and_sides_of_whole_steps():
+    _, (small,) = boxes(np.s_[20:30, 50:60, 50:60])
+    assert small.shape == (32, 32, 32)
+    assert small.place == (slice(9, 41), slice(39, 71), slice(39, 71))
+    _, (large,) = boxes(np.s_[20:30, 50:60, 40:80])
+    assert large.shape == (32, 48, 32)  # 40 and twice the margin of 4, in the network's order H W S
+    assert large.place[2] == slice(36, 84)
+
+
+def test_a_box_stays_on_the_frame_and_ends_beyond_the_last_slice_where_that_is_near():
+    _, (corner,) = boxes(np.s_[0:4, 120:128, 0:3])
+    assert corner.place == (slice(0, 32), slice(96, 128), slice(0, 32))
+    mask_SHW, (short,) = boxes(np.s_[2:4, 50:60, 50:60], shape=(7, 64, 64))
+    assert short.place[0] == slice(0, 32)
+    cut_V = short.cut(mask_SHW)
+    assert cut_V.shape == (32, 32, 32)
+    assert cut_V.sum() == mask_SHW.sum()
+    back_SHW = np.zeros(mask_SHW.shape)
+    short.put(cut_V, back_SHW)
+    assert (back_SHW == mask_SHW).all()
+
+
+def test_near_components_share_a_box_and_distant_ones_do_not():
+    _, near = boxes(np.s_[20:30, 50:60, 50:60], np.s_[20:30, 50:60, 64:70])
+    assert sizes(near) == [(32, 32, 32)]
+    _, distant = boxes(np.s_[20:30, 50:60, 10:20], np.s_[20:30, 50:60, 100:110])
+    assert sizes(distant) == [(32, 32, 32)] * 2
+    _, beside_a_large_one = boxes(np.s_[20:30, 20:100, 50:60], np.s_[20:30, 20:100:79, 66:68])
+    assert sizes(beside_a_large_one) == [(88, 32, 32)]
+
+
+@pytest.mark.parametrize("how", [PATCHES, BOXES])
+def test_every_voxel_of_the_mask_has_shares_that_sum_to_one(how):
+    rng = np.random.default_rng(0)
+    mask_SHW = np.zeros((60, 128, 128), bool)
+    for _ in range(100):
+        z, y, x = rng.integers(2, (56, 124, 124))
+        mask_SHW[z - 2 : z + 2, y - 2 : y + 2, x - 2 : x + 2] = True
+    found = windows.around(mask_SHW, how)
+    shares_SHW = np.zeros(mask_SHW.shape)
+    for window in found:
+        window.put(np.ones(window.shape), shares_SHW)
+    alone = [window for window in found if window.share_V is None]
+    assert not alone or how is PATCHES
+    assert (shares_SHW[mask_SHW] == 1).all()
+
+
+def test_a_hundred_small_lesions_take_few_boxes():
+    rng = np.random.default_rng(0)
+    mask_SHW = np.zeros((155, 224, 224), bool)
+    for z, y, x in rng.integers((20, 30, 40), (130, 190, 180), size=(100, 3)):
+        mask_SHW[z : z + 3, y : y + 4, x : x + 4] = True
+    assert len(windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, common=88))) <= 16
+
+
+def test_a_box_too_large_is_filled_in_overlapping_parts_that_blend():
+    mask_SHW = np.zeros((60, 224, 224), bool)
+    mask_SHW[20:40, 10:200, 60:180] = True
+    how = Windowing(3, window=32, step=8, margin=4, common=28, most=64 * 64 * 64)
+    found = windows.around(mask_SHW, how)
+    assert len(found) > 1
+    assert all(np.prod(window.shape) <= 64**3 for window in found)
+    shares_SHW = np.zeros(mask_SHW.shape)
+    for window in found:
+        window.put(np.ones(window.shape), shares_SHW)
+    np.testing.assert_allclose(shares_SHW, mask_SHW, atol=1e-6)  # sums of float32 weights
+    assert any((window.share_V % 1 > 0).any() for window in found)
+
+
+def test_positions_are_zero_in_the_middle_of_the_brain_and_one_at_its_faces():
+    box = (slice(10, 51), slice(20, 61), slice(30, 71))
+    x_V, y_V, z_V = windows.positions((slice(0, 60), slice(20, 61), slice(30, 71)), box)
+    assert x_V.shape == (41, 41, 60)
+    assert (x_V[20], y_V[:, 20], z_V[..., 30]) == (pytest.approx(0), pytest.approx(0), pytest.approx(0))
+    assert (x_V[0, 0, 0], y_V[0, -1, 0]) == pytest.approx((-20 / 20.5, 20 / 20.5))
+    assert z_V.max() == pytest.approx(29 / 20.5)
+    patch = windows.positions((30, slice(20, 61), slice(0, 96)), box)
+    assert [grid.shape for grid in patch] == [(41, 96)] * 3
+    assert (patch[1].min(), patch[2].max()) == (-1.5, 0)  # clipped; in the middle slice
 
 
 def test_batches_run_across_cases_and_hold_one_shape_each():
     mask = lesion((64, 64, 12))
     wide = np.zeros_like(mask)
     wide[10:60, 30:34, 5:7] = True
-    stacks = [Stack(scan_of(mask.shape, m, name), 1) for name, m in (("a", mask), ("b", mask | wide))]
-    todo = [piece for stack in stacks for piece in windows.todo(stack, window=32)]
-    groups = list(windows.batches(todo, lambda: 3))
-    assert sorted(id(piece) for group in groups for piece in group) == sorted(map(id, todo))
+    stacks = [stack_of(scan_of(mask.shape, m, name)) for name, m in (("a", mask), ("b", mask | wide))]
+    tasks = [task for stack in stacks for task in stack.tasks()]
+    groups = list(windows.batches(tasks, lambda: 3))
+    assert sorted(id(task) for group in groups for task in group) == sorted(map(id, tasks))
     assert all(len(group) <= 3 for group in groups)
-    assert all(len({piece.condition_Chw.shape for piece in group}) == 1 for group in groups)
-    assert any(len({id(piece.stack) for piece in group}) == 2 for group in groups)
+    assert all(len({task.window.shape for task in group}) == 1 for group in groups)
+    assert any(len({id(task.stack) for task in group}) == 2 for group in groups)
 
 
 def test_few_cases_wait_for_a_full_batch():
     mask = lesion((64, 64, 12), radius=0.05)
-    stacks = [Stack(scan_of(mask.shape, mask, str(i)), 1) for i in range(12)]
+    stacks = [stack_of(scan_of(mask.shape, mask, str(i))) for i in range(12)]
     opened = []
 
-    def todo():
+    def tasks():
         for stack in stacks:
             opened.append(stack)
-            yield from windows.todo(stack, window=32)
+            yield from stack.tasks()
 
-    for group in windows.batches(todo(), lambda: 1000):
-        assert len({id(piece.stack) for piece in group}) <= windows.MAX_OPEN
+    for group in windows.batches(tasks(), lambda: 1000):
+        assert len({id(task.stack) for task in group}) <= windows.MAX_OPEN
     assert len(opened) == 12
 
 
-def test_a_stack_keeps_mean_and_spread_of_its_samples():
+@pytest.mark.parametrize("how", [PATCHES, BOXES])
+def test_a_stack_keeps_mean_and_spread_of_its_samples(how):
     mask = lesion((64, 64, 5))
-    stack = Stack(scan_of(mask.shape, mask), 3)
-    samples = np.random.default_rng(0).random((3, 32, 32)).astype(np.float32)
-    todo = list(windows.todo(stack, window=32))
-    for piece in todo:
-        stack.add(piece, samples[piece.sample])
-    place = todo[0].place
+    stack = stack_of(scan_of(mask.shape, mask), 3, how)
+    stack.keep = True
+    window = stack.windows[0]
+    samples = np.random.default_rng(0).random((3, *window.shape)).astype(np.float32)
+    for task in stack.tasks():
+        stack.add(task, samples[task.sample])
+    inside = window.cut(stack.scan.mask_SHW) > 0
     assert stack.missing == 0
-    np.testing.assert_allclose(stack.mean_SHW[place], samples.mean(axis=0), atol=1e-6)  # float32 sums of three
-    np.testing.assert_allclose(stack.std_SHW[place], samples.std(axis=0, ddof=1), atol=1e-6)
-    untouched = [z for z in range(5) if z not in {piece.place[0] for piece in todo}]
+    # float32 sums of three
+    np.testing.assert_allclose(window.cut(stack.mean_SHW)[inside], samples.mean(axis=0)[inside], atol=1e-6)
+    np.testing.assert_allclose(window.cut(stack.std_SHW)[inside], samples.std(axis=0, ddof=1)[inside], atol=1e-6)
+    assert (window.cut(stack.sample_SHW(1))[inside] == samples[1][inside]).all()
+
+
+def test_slices_without_mask_stay_as_they_are():
+    mask = lesion((64, 64, 5))
+    stack = stack_of(scan_of(mask.shape, mask))
+    for task in stack.tasks():
+        stack.add(task, np.ones(task.window.shape, np.float32))
+    untouched = [z for z in range(5) if z not in windows.masked(stack.scan.mask_SHW)]
+    assert untouched
     assert (stack.mean_SHW[untouched] == stack.scan.image_SHW[untouched]).all()
+
+
+def test_a_component_in_the_background_stays_background_with_a_warning(caplog):
+    shape = (64, 64, 12)
+    scan = scan_of(shape, lesion(shape) | ball(shape, (0.1, 0.1, 0.5), 0.06))
+    assert "stay background" in caplog.text
+    assert any("stay background" in warning for warning in scan.loaded.warnings)
+    assert scan.mask_SHW.sum() == lesion(shape).sum() < scan.mask_XYZ.sum()
+    filled_XYZ = scan.inside(np.where(scan.mask_SHW, 1, scan.image_SHW).astype(np.float32))
+    assert (filled_XYZ[ball(shape, (0.1, 0.1, 0.5), 0.06)] == 0).all()
+
+
+def test_a_window_is_taken_by_its_share():
+    array_SHW = np.zeros((4, 6, 6), np.float32)
+    half = Window((slice(1, 3), slice(0, 2), slice(2, 6)), np.full((2, 4, 2), 0.5, np.float32))
+    half.put(np.ones((2, 4, 2), np.float32), array_SHW)
+    half.put(np.ones((2, 4, 2), np.float32), array_SHW)
+    assert array_SHW.sum() == 16
+    assert (array_SHW[1:3, 0:2, 2:6] == 1).all()

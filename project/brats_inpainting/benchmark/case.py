@@ -153,7 +153,7 @@ def _fill(inpainter: Inpainter, timed: Timed, case: cases.Case, limit: int) -> t
         lap("prepare")
         timed.seconds = 0.0
         few, todo, done = _first_slices(scan, limit)
-        stack = next(inpainter.fill([few]))
+        stack = next(inpainter.fill([inpainter.stack(few)]))
         lap("fill")
         result_XYZ, _ = inpainter.finish(stack)
         lap("undo")

@@ -42,6 +42,8 @@ def _through(stage: nn.Module, h_NCV: Tensor, emb_NE: Tensor) -> Tensor:
             h_NCV = _residual(layer, h_NCV, emb_NE)
         elif isinstance(layer, Attention):
             h_NCV = _attention(layer, h_NCV)
+        elif isinstance(layer, nn.Conv2d):
+            h_NCV = layer(h_NCV)
         else:
             h_NCV = layer(h_NCV, emb_NE)
     return h_NCV

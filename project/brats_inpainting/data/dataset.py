@@ -22,7 +22,7 @@ from brats_inpainting.config import Augmentation, TrainConfig
 from brats_inpainting.data import masks
 from brats_inpainting.data.cache import LEVELS, Scan
 from brats_inpainting.data.masks import Placed
-from brats_inpainting.data.volume import span
+from brats_inpainting.data.volume import occupied, span
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.host import ahead
 
@@ -78,7 +78,8 @@ class Epoch(Dataset[Item]):
         truth_HW, mask_HW = augmented(truth_HW, mask_HW, self.config.augmentation, rng)
         window = self.config.diffusion.window
         place = tuple(
-            span(mask_HW.max(axis=1 - axis), window=window, length=mask_HW.shape[axis], rng=rng) for axis in (0, 1)
+            span(*occupied(mask_HW.max(axis=1 - axis)), window=window, length=mask_HW.shape[axis], rng=rng)
+            for axis in (0, 1)
         )
         truth_hw, mask_hw = (np.ascontiguousarray(a[place], np.float32) for a in (truth_HW, mask_HW))
         noise_hw = rng.standard_normal(truth_hw.shape, np.float32)

@@ -7,6 +7,7 @@ that the network may see, slices first, H along L and W along P.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,11 @@ from brats_inpainting.data import nifti
 from brats_inpainting.data.cases import HIDDEN, MAX_NAME, Loaded, background
 from brats_inpainting.errors import CaseError, ConfigError
 
+log = logging.getLogger(__name__)
+
 PERCENTILES = (0.1, 99.9)
+NEAR = 2  # voxels: a component of the mask that is farther from all tissue lies in the background
+FAINTEST = 0.01  # of tissue in [0, 1]; ringing and rounding in the background are less
 
 
 @dataclass(frozen=True)
@@ -110,45 +115,52 @@ class Frame:
 
 
 def span(
-    occupied: np.ndarray,
+    start: int,
+    stop: int,
     *,
     window: int,
     step: int = 0,
+    margin: int = 0,
     length: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> slice:
-    """Place a window along one axis so that it covers what is occupied.
+    """Place a window along one axis so that it covers what lies from ``start`` to ``stop``.
 
     Args:
-        occupied: bool, not empty.
+        start: the first index that is covered.
+        stop: one more than the last.
         window: the window's length.
         step: the window grows in steps of so many until everything fits; 0 keeps its length.
-        length: that of the axis, if the window must stay on it; then it grows no longer than that.
-        rng: draws the position among all that cover what is occupied; without it the window is centred.
+        margin: indices beyond ``start`` and ``stop`` that the window must have room for.
+        length: that of the axis, if the window must begin on it, and end on it or, on a short axis, soon after.
+        rng: draws the position among all that cover what is to be covered; without it the window is centred.
     """
-    first, last = np.flatnonzero(occupied)[[0, -1]]
-    missing = max(0, last + 1 - first - window)
-    size = window + step * int(np.ceil(missing / step)) if step else window
-    size = size if length is None else min(size, length)
-    start = (first + last + 1 - size) // 2
+    size = window
+    if step:
+        size += step * int(np.ceil(max(0, stop - start + 2 * margin - window) / step))
+        size = size if length is None else min(size, max(window, step * int(np.ceil(length / step))))
+    first = (start + stop - size) // 2
     if rng:
-        low, high = sorted((last + 1 - size, first))
-        start = rng.integers(low, high + 1)
+        low, high = sorted((stop - size, start))
+        first = int(rng.integers(low, high + 1))
     if length is not None:
-        start = np.clip(start, 0, length - size)
-    return slice(int(start), int(start) + size)
+        first = int(np.clip(first, 0, max(0, length - size)))
+    return slice(first, first + size)
 
 
-def _side(occupied: np.ndarray) -> slice:
+def occupied(along: np.ndarray) -> tuple[int, int]:
+    """Return the first index where there is something, and one more than the last; the whole axis where nothing is."""
+    indices = np.flatnonzero(along) if along.any() else np.arange(len(along))
+    return int(indices[0]), int(indices[-1]) + 1
+
+
+def _side(along: np.ndarray) -> slice:
     """Return the frame along one axis."""
-    centre = (len(occupied) - FRAME) // 2
-    middle = slice(centre, centre + FRAME)
-    if not occupied.any():
-        occupied = np.ones_like(occupied)
-    first, last = np.flatnonzero(occupied)[[0, -1]]
-    if middle.start <= first and last < middle.stop:
-        return middle
-    return span(occupied, window=FRAME, step=FRAME_MULTIPLE)
+    start, stop = occupied(along)
+    centre = (len(along) - FRAME) // 2
+    if centre <= start and stop <= centre + FRAME:
+        return slice(centre, centre + FRAME)
+    return span(start, stop, window=FRAME, step=FRAME_MULTIPLE)
 
 
 def _length(side: slice) -> int:
@@ -160,7 +172,8 @@ class Scan:
     """A case made ready for the network, and all that is needed to go back.
 
     ``voided_XYZ`` has the scan's own intensities, the mask set to background; ``image_SHW`` lies in [0, 1], the mask
-    set to 0; both masks are bool.
+    set to 0; both masks are bool. Components of the mask that lie in the background are in ``mask_XYZ`` alone: they
+    stay background. ``box`` is the smallest around the tissue that is left, in the frame.
     """
 
     loaded: Loaded
@@ -171,6 +184,7 @@ class Scan:
     mask_XYZ: np.ndarray
     image_SHW: np.ndarray
     mask_SHW: np.ndarray
+    box: tuple[slice, slice, slice]
 
     @property
     def id(self) -> str:
@@ -231,7 +245,33 @@ def prepare(loaded: Loaded, *, dilate: float = 0.0) -> Scan:
     frame = Frame.around(mask_LPS | (orientation.apply(voided_XYZ) != level))
     image_SHW, mask_SHW = frame.cut(image_LPS), frame.cut(mask_LPS)
     image_SHW[mask_SHW] = 0
-    return Scan(loaded, orientation, intensity, frame, voided_XYZ, mask_XYZ, image_SHW, mask_SHW)
+    tissue_SHW = image_SHW > FAINTEST
+    stray_SHW = _without_tissue(mask_SHW, tissue_SHW)
+    if stray_SHW.any():
+        warning = f"{np.count_nonzero(stray_SHW):,} voxels of the mask lie in the background and stay background"
+        loaded.warnings.append(warning)
+        log.warning("%s: %s", loaded.id, warning)
+    mask_SHW &= ~stray_SHW
+    box = _box(tissue_SHW)
+    return Scan(loaded, orientation, intensity, frame, voided_XYZ, mask_XYZ, image_SHW, mask_SHW, box)
+
+
+def _without_tissue(mask_SHW: np.ndarray, tissue_SHW: np.ndarray) -> np.ndarray:
+    """Return the connected components of a mask that no tissue is near."""
+    stray_SHW = np.zeros_like(mask_SHW)
+    if mask_SHW.any():
+        inner = ndimage.find_objects(mask_SHW.astype(np.uint8))[0]
+        box = tuple(slice(max(0, side.start - NEAR), side.stop + NEAR) for side in inner)
+        labels, _ = ndimage.label(mask_SHW[box], np.ones((3, 3, 3)))
+        near = ndimage.binary_dilation(tissue_SHW[box], np.ones((3, 3, 3)), iterations=NEAR)
+        stray_SHW[box] = mask_SHW[box] & ~np.isin(labels, np.unique(labels[near & mask_SHW[box]]))
+    return stray_SHW
+
+
+def _box(tissue_SHW: np.ndarray) -> tuple[slice, slice, slice]:
+    """Return the smallest box around tissue; everything where there is none."""
+    s, h, w = (slice(*occupied(tissue_SHW.max(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
+    return s, h, w
 
 
 def grow(mask_XYZ: np.ndarray, millimetres: float, spacing: tuple[float, float, float]) -> np.ndarray:

@@ -200,6 +200,10 @@ def _is_dense(value: object) -> bool:
 def _architecture(state: Mapping[str, Tensor]) -> UNetConfig:
     """Tell the network's configuration from names and shapes (the number of heads cannot be told: 1)."""
     width = state["time_embed.0.weight"].shape[1]
+    stem, last = state["input_blocks.0.0.weight"], state["out.2.weight"]
+    dims = stem.ndim - 2
+    patch = 1 if last.shape[0] <= 2 else 2
+    in_channels = stem.shape[1] // patch**dims
     levels: list[list[int]] = [[]]
     attention = set()
     for i in range(1, 1 + max(int(name.split(".")[1]) for name in state if name.startswith("input_blocks."))):
@@ -215,8 +219,11 @@ def _architecture(state: Mapping[str, Tensor]) -> UNetConfig:
             "multipliers": [channels[0] // width if channels else 0 for channels in levels],
             "blocks": len(levels[0]),
             "attention_at": sorted(attention),
-            "in_channels": state["input_blocks.0.0.weight"].shape[1],
-            "out_channels": state["out.2.weight"].shape[0],
+            "in_channels": in_channels,
+            "out_channels": last.shape[0] // patch**dims,
+            "dims": dims,
+            "patch": patch,
+            "position": in_channels == 6,
         }
     )
 

@@ -1,6 +1,9 @@
 """The guided-diffusion U-Net (Dhariwal & Nichol 2021) of paper §3.2, with guided-diffusion's parameter names.
 
-Shapes: S slices, C channels, H W in-plane, N = H·W positions, E time-embedding features, D = heads.
+One class for slices and volumes: ``UNetConfig.dims`` decides which convolutions it is made of.
+
+Shapes: N windows, C channels, V the axes of a window (H W of a patch, X Y Z of a box), P = their product, the
+positions, E time-embedding features, D heads.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from brats_inpainting.config import UNetConfig
 
 GROUPS = 32
+CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+MEMORY_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}  # of the filters, and so of all features
 
 
 class GroupNorm(nn.GroupNorm):
@@ -39,21 +44,23 @@ class SiLU(nn.SiLU):
 
 
 class ResBlock(nn.Module):
-    """Two 3×3 convolutions around an added time embedding, plus a skip connection."""
+    """Two convolutions of 3 voxels a side around an added time embedding, plus a skip connection."""
 
-    def __init__(self, c_in: int, c_out: int, embedding: int) -> None:
+    def __init__(self, c_in: int, c_out: int, embedding: int, dims: int) -> None:
         """Map ``c_in`` channels to ``c_out`` under a time embedding of ``embedding`` features."""
         super().__init__()
-        self.in_layers = nn.Sequential(GroupNorm(c_in), SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        conv = CONVOLUTION[dims]
+        self.in_layers = nn.Sequential(GroupNorm(c_in), SiLU(), conv(c_in, c_out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, c_out))
         self.out_layers = nn.Sequential(
-            GroupNorm(c_out), SiLU(), nn.Identity(), nn.Conv2d(c_out, c_out, 3, padding=1)
+            GroupNorm(c_out), SiLU(), nn.Identity(), conv(c_out, c_out, 3, padding=1)
         )  # the Identity keeps guided-diffusion's numbering, where a dropout stands
-        self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.skip_connection = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
 
     def forward(self, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
-        """Return the transformed features, S × c_out × H × W."""
-        h_NCV = self.in_layers(x_NCV).add_(self.emb_layers(emb_NE)[:, :, None, None])
+        """Return the transformed features, N × c_out × V."""
+        emb_NC1 = self.emb_layers(emb_NE)
+        h_NCV = self.in_layers(x_NCV).add_(emb_NC1.reshape(*emb_NC1.shape, *[1] * (x_NCV.ndim - 2)))
         return self.out_layers(h_NCV).add_(self.skip_connection(x_NCV))
 
 
@@ -70,56 +77,48 @@ class Attention(nn.Module):
 
     def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
         """Return features of the input's shape."""
-        s, c, h, w = x_NCV.shape
-        qkv_NCP = self.qkv(self.norm(x_NCV).reshape(s, c, h * w))
+        n, c = x_NCV.shape[:2]
+        qkv_NCP = self.qkv(self.norm(x_NCV).reshape(n, c, -1))
         # guided-diffusion's legacy order: heads first, then q, k, v within each head
-        qkv_NDPC = qkv_NCP.reshape(s, self.heads, 3 * c // self.heads, h * w).transpose(2, 3)
+        qkv_NDPC = qkv_NCP.reshape(n, self.heads, 3 * c // self.heads, -1).transpose(2, 3)
         # features last in memory too: else the weights of all pairs of positions are held at once
         a_NDPC = F.scaled_dot_product_attention(*qkv_NDPC.contiguous().chunk(3, dim=-1))
-        return x_NCV + self.proj_out(a_NDPC.transpose(2, 3).reshape(s, c, h * w)).reshape(s, c, h, w)
+        return x_NCV + self.proj_out(a_NDPC.transpose(2, 3).reshape(n, c, -1)).reshape(x_NCV.shape)
 
 
 class Downsample(nn.Module):
     """Halve the resolution with a strided convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: int) -> None:
         """Keep ``channels`` features."""
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = CONVOLUTION[dims](channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
-        """Return S × C × H/2 × W/2."""
+        """Return the features at half the resolution."""
         return self.op(x_NCV)
 
 
 class Upsample(nn.Module):
     """Double the resolution: nearest neighbour, then a convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: int) -> None:
         """Keep ``channels`` features."""
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = CONVOLUTION[dims](channels, channels, 3, padding=1)
 
     def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
-        """Return S × C × 2H × 2W."""
+        """Return the features at twice the resolution."""
         return self.conv(F.interpolate(x_NCV, scale_factor=2, mode="nearest"))
 
 
-class Stem(nn.Conv2d):
-    """The first convolution; it takes no notice of the timestep."""
-
-    def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:  # type: ignore[override]
-        """Return S × width × H × W."""
-        return super().forward(x_NCV)
-
-
 class Stage(nn.Sequential):
-    """A sequence of layers that all see the time embedding."""
+    """A sequence of layers of which all but convolutions see the time embedding."""
 
     def forward(self, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:  # type: ignore[override]
         """Apply the layers in order."""
         for layer in self:
-            x_NCV = layer(x_NCV, emb_NE)
+            x_NCV = layer(x_NCV) if isinstance(layer, nn.Conv2d | nn.Conv3d) else layer(x_NCV, emb_NE)
         return x_NCV
 
 
@@ -131,22 +130,48 @@ def timestep_embedding(t_N: Tensor, features: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def fold(x_NCV: Tensor, patch: int) -> Tensor:
+    """Fold patches of ``patch`` voxels a side into channels, as ``pixel_unshuffle`` does in 2D.
+
+    In 3D channel c at offset (i, j, k) of a patch becomes channel patch³·c + patch²·i + patch·j + k.
+    """
+    if patch == 1:
+        return x_NCV
+    n, c, *sides = x_NCV.shape
+    dims = len(sides)
+    split = x_NCV.reshape(n, c, *(part for side in sides for part in (side // patch, patch)))
+    offsets, positions = range(3, 3 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
+    return split.permute(0, 1, *offsets, *positions).reshape(n, c * patch**dims, *(side // patch for side in sides))
+
+
+def unfold(x_NCV: Tensor, patch: int) -> Tensor:
+    """Undo ``fold``."""
+    if patch == 1:
+        return x_NCV
+    n, c, *sides = x_NCV.shape
+    dims = len(sides)
+    split = x_NCV.reshape(n, c // patch**dims, *[patch] * dims, *sides)
+    pairs = [axis for i in range(dims) for axis in (2 + dims + i, 2 + i)]
+    return split.permute(0, 1, *pairs).reshape(n, c // patch**dims, *(patch * side for side in sides))
+
+
 class UNet(nn.Module):
-    """The paper's network and its smaller relatives, told apart by their ``UNetConfig`` alone."""
+    """The paper's network and its relatives in two and three dimensions, told apart by their ``UNetConfig`` alone."""
 
     def __init__(self, config: UNetConfig) -> None:
         """Build the network with freshly initialised weights."""
         super().__init__()
         self.config = config
         self.checkpointing = False  # forget features on the way forth, and compute them again on the way back
-        width, emb = config.width, 4 * config.width
+        width, emb, dims, folded = config.width, 4 * config.width, config.dims, config.patch**config.dims
+        conv = CONVOLUTION[dims]
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
 
-        self.input_blocks = nn.ModuleList([Stage(Stem(config.in_channels, width, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Stage(conv(folded * config.in_channels, width, 3, padding=1))])
         channels, skips = width, [width]
         for level, multiplier in enumerate(config.multipliers):
             if level > 0:
-                self.input_blocks.append(Stage(Downsample(channels)))
+                self.input_blocks.append(Stage(Downsample(channels, dims)))
                 skips.append(channels)
             for _ in range(config.blocks):
                 self.input_blocks.append(self._stage(channels, width * multiplier, level))
@@ -154,7 +179,9 @@ class UNet(nn.Module):
                 skips.append(channels)
 
         self.middle_block = Stage(
-            ResBlock(channels, channels, emb), Attention(channels, config.heads), ResBlock(channels, channels, emb)
+            ResBlock(channels, channels, emb, dims),
+            Attention(channels, config.heads),
+            ResBlock(channels, channels, emb, dims),
         )
 
         self.output_blocks = nn.ModuleList()
@@ -163,14 +190,15 @@ class UNet(nn.Module):
                 stage = self._stage(channels + skips.pop(), width * multiplier, level)
                 channels = width * multiplier
                 if level > 0 and block == config.blocks:
-                    stage.append(Upsample(channels))
+                    stage.append(Upsample(channels, dims))
                 self.output_blocks.append(stage)
 
-        self.out = nn.Sequential(GroupNorm(channels), SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        last = conv(channels, folded * config.out_channels, 3, padding=1)
+        self.out = nn.Sequential(GroupNorm(channels), SiLU(), last)
         self._zero_the_last_layers()
 
     def _stage(self, c_in: int, c_out: int, level: int) -> Stage:
-        stage = Stage(ResBlock(c_in, c_out, 4 * self.config.width))
+        stage = Stage(ResBlock(c_in, c_out, 4 * self.config.width, self.config.dims))
         if 2**level in self.config.attention_at:
             stage.append(Attention(c_out, self.config.heads))
         return stage
@@ -187,22 +215,22 @@ class UNet(nn.Module):
         """Estimate the noise (or what the weights were trained for) and its variance.
 
         Args:
-            x_NCV: S × 3 × H × W: voided image b, mask m and noisy image x_t, in this order; H and W multiples of
-                ``config.stride``.
-            t_N: the S timesteps, unscaled, 0 … 999; a single one serves all slices.
+            x_NCV: N × in_channels × V: voided image b, mask m and noisy image x_t, in this order, then the positions
+                if the network takes them; the sides in V multiples of ``config.stride``.
+            t_N: the N timesteps, unscaled, 0 … 999; a single one serves all windows.
 
         Returns:
-            S × out_channels × H × W: the prediction, and the variance interpolation v where there are two channels.
+            N × out_channels × V: the prediction, and the variance interpolation v where there are two channels.
         """
         emb_NE = self.time_embed(timestep_embedding(t_N, self.config.width))
-        h_NCV, skips = x_NCV, []
+        h_NCV, skips = fold(x_NCV, self.config.patch), []
         for stage in self.input_blocks:
             h_NCV = self._through(stage, h_NCV, emb_NE)
             skips.append(h_NCV)
         h_NCV = self._through(self.middle_block, h_NCV, emb_NE)
         for stage in self.output_blocks:
             h_NCV = self._through(stage, torch.cat([h_NCV, skips.pop()], dim=1), emb_NE)
-        return self.out(h_NCV)
+        return unfold(self.out(h_NCV), self.config.patch)
 
     def _through(self, stage: nn.Module, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
         if self.checkpointing:
