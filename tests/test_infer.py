@@ -120,8 +120,8 @@ def test_batches_side_by_side_end_with_the_pass_that_they_are_at_when_the_next_s
 
     threads(2)
     passes = []
+    machine = slow(passes)
     with pytest.raises(ValueError, match="no more"):
-        machine = slow(passes)
         list(machine.fill(map(machine.stack, scans())))
     assert 50 <= len(passes) < 150  # of 4 slices, 50 passes each
 
@@ -136,8 +136,8 @@ def test_what_fails_in_one_of_the_batches_side_by_side_is_raised(threads):
 
     threads(2)
     passes = []
+    machine = replace(inpainter(Failing(), batch_size=1), side_by_side=2)
     with pytest.raises(ValueError, match="lost"):
-        machine = replace(inpainter(Failing(), batch_size=1), side_by_side=2)
         list(machine.fill([machine.stack(scan_of(0, "a"))]))
 
 
