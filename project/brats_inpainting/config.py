@@ -94,14 +94,16 @@ Sigma = Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)]
 class SamplingConfig(Settings):
     """How a case is filled: from noise to slices to a volume.
 
-    ``steps`` visits that many of the T timesteps; ``samples`` are averaged, and their spread is the uncertainty;
-    ``noise`` correlates the slices' noise along z; ``smoothing`` is the Gaussian's σ in voxels, one for all directions
-    or one each for x, y and z of the scan in LPS; ``replace`` takes the result inside the mask only, or replaces whole
-    slices and rescales the whole volume, as the paper does (§3.3).
+    ``steps`` visits that many of the T timesteps, spaced as ``Schedule.timesteps`` says, or as suits the sampler;
+    ``samples`` are averaged, and their spread is the uncertainty; ``noise`` correlates the slices' noise along z;
+    ``smoothing`` is the Gaussian's σ in voxels, one for all directions or one each for x, y and z of the scan in LPS;
+    ``replace`` takes the result inside the mask only, or replaces whole slices and rescales the whole volume, as the
+    paper does (§3.3).
     """
 
     sampler: Literal["ddpm", "ddim", "dpmpp_2m", "heun"] = "dpmpp_2m"
     steps: PositiveInt = 2
+    spacing: Literal["sampler", "even", "trailing", "log_snr"] = "sampler"
     samples: PositiveInt = 1
     noise: Literal["independent", "shared", "slerp"] = "slerp"
     smoothing: Sigma | tuple[Sigma, Sigma, Sigma] = 1.075  # the paper's; fast and accurate filter along z alone
@@ -114,8 +116,10 @@ class SamplingConfig(Settings):
         return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
 
     @property
-    def spacing(self) -> Literal["even", "log_snr"]:
-        """How the timesteps are spaced: evenly for the ancestral chain and DDIM, in log-SNR for the ODE solvers."""
+    def timesteps(self) -> Literal["even", "trailing", "log_snr"]:
+        """The spacing of the timesteps: evenly for the ancestral chain and DDIM, in log-SNR for the ODE solvers."""
+        if self.spacing != "sampler":
+            return self.spacing
         return "even" if self.sampler in ("ddpm", "ddim") else "log_snr"
 
 

@@ -312,7 +312,7 @@ class Inpainter:
         x0_N1V = samplers.SAMPLERS[self.sampling.sampler](
             watched,
             draw(0),
-            self._schedule.timesteps(self.sampling.steps, spacing=self.sampling.spacing),
+            self._schedule.timesteps(self.sampling.steps, spacing=self.sampling.timesteps),
             self._schedule,
             noise=lambda k: draw(k + 1),
         )

@@ -1,11 +1,9 @@
-"""Scores against network passes: samplers, steps, samples and noise, on the panel of panel.py.
+"""Scores and texture against network passes: samplers, steps, samples, flips and smoothing of the 3D network.
 
-usage: python -m tests.benchmarks.surface --data-path VAL [--table docs/surface.csv] [--plot docs/surface.png]
-           [--weights FILE] [--precision fp32] [--samplers dpmpp_2m ddim heun ddpm] [--noise slerp …] [--most 1000]
-           [--samples 10]
+usage: python -m tests.benchmarks.surface --data-path VAL [--table docs/surface.csv] [--part 0 --parts 1]
 
-Settings that stand in the table are not run again, whatever precision its rows tell and whatever finish they lack. The
-cheap ones come first; --most leaves out more steps, and --samples 1 or 4 the means of more.
+Four validation cases; of each the windows that the healthy mask is in. Settings in the table are not run again; --part
+and --parts share the settings among processes.
 """
 
 import argparse
@@ -15,105 +13,97 @@ from pathlib import Path
 
 import numpy as np
 
+from brats_inpainting import metrics
 from brats_inpainting.config import sampling
+from brats_inpainting.data import cases, volume
+from brats_inpainting.evaluate import examine
 from brats_inpainting.infer import Inpainter
 from tests.benchmarks import rows
-from tests.benchmarks.panel import panel
 
-STEPS, SAMPLES = (1, 2, 4, 8, 10, 20, 50), (1, 4, 10)
-SOLVERS, NOISE = ("dpmpp_2m", "ddim", "heun"), ("independent", "shared", "slerp")
-SAME_UNTIL = {"dpmpp_2m": 0, "heun": 1, "ddim": 2}  # the steps in which a solver does what DPM-Solver++ does
-CHAINS = (100, 250, 1000)
-FINISHES = {"filtered": {"smoothing": 1.075}, "along z": {"smoothing": (0, 0, 1.075)}, "raw": {"smoothing": 0}}
-PAPERS = {"paper's": {"replace": "slices", "smoothing": 1.075}}
-LINES = dict(zip(SAMPLES, (":", "--", "-"), strict=True))
-AXES = {  # what lies outside, Heun's method in few steps, is in the table
-    "ssim": {"ylabel": "SSIM, σ = 1.075 in all directions", "ylim": (0.5, 0.59)},
-    "psnr": {"ylabel": "PSNR, dB, σ = 1.075 in all directions", "ylim": (13, 16)},
-    "mse": {"ylabel": "MSE, σ = 1.075 in all directions", "ylim": (0.03, 0.055)},
-    "stripes": {"ylabel": "stripe index, unfiltered", "ylim": (0.6, 3.2)},
-}
+EVERY = 4
+FINISHES = {"none": 0, "along z": (0, 0, 0.5), "0.5": 0.5}
+STEPS = (2, 4, 8)
+SETTINGS = [
+    {"steps": 1, "samples": 4},
+    *({"steps": steps, "spacing": spacing} for steps, spacing in product(STEPS, ("even", "trailing"))),
+    *({"steps": steps, "sampler": "dpmpp_2m"} for steps in STEPS),
+    {"steps": 16, "spacing": "trailing"},
+    {"steps": 2, "sampler": "heun"},
+    {"steps": 8, "spacing": "trailing", "samples": 4},
+]
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--table", type=Path, default=Path("docs/surface.csv"))
-    parser.add_argument("--plot", type=Path, default=Path("docs/surface.png"))
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--samplers", nargs="*", default=(*SOLVERS, "ddpm"))
-    parser.add_argument("--noise", nargs="*", default=NOISE)
-    parser.add_argument("--most", type=int, default=max(CHAINS))
-    parser.add_argument("--samples", type=int, choices=SAMPLES, default=max(SAMPLES))
+    parser.add_argument("--part", type=int, default=0)
+    parser.add_argument("--parts", type=int, default=1)
     args = parser.parse_args()
-    loaded, slabs = Inpainter.load(args.weights, precision=args.precision), panel(args.data_path)
-    key = {"weights": rows.of(loaded)["weights"]}
-    for setting in settings(args.samples):
-        wanted = key | {name: getattr(setting, name) for name in ("sampler", "steps", "noise")}
-        asked = setting.sampler in args.samplers and setting.noise in args.noise and setting.steps <= args.most
-        told = rows.read(args.table, wanted)
-        if asked and max((int(row["samples"]) for row in told), default=0) < setting.samples:
-            print(wanted, flush=True)
-            found = measured(replace(loaded, sampling=setting), slabs)
-            found = [rows.of(loaded) | wanted | row for row in found]
-            rows.drop(args.table, wanted)  # of fewer samples
-            rows.append(args.table, found)
-    draw(rows.read(args.table, key), args.plot)
+    loaded = Inpainter.load()
+    found = {case.id: case for case in cases.find(args.data_path)[::EVERY]}
+    exams = [examine(case, {}) for case in found.values()]
+    for changes, flip in [*((changes, False) for changes in SETTINGS), ({"steps": 1}, True)][args.part :: args.parts]:
+        how = sampling("fast", 3, **changes)
+        key = rows.of(loaded) | {"sampler": how.sampler, "spacing": how.timesteps, "steps": how.steps, "flip": flip}
+        for exam in exams:
+            wanted = key | {"case": exam.id, "of": how.samples}
+            if not rows.read(args.table, wanted):
+                rows.append(
+                    args.table,
+                    [wanted | row for row in measured(replace(loaded, sampling=how), found[exam.id], exam, flip)],
+                )
+                print(wanted, flush=True)
 
 
-def settings(samples):
-    """List every way of sampling, the cheapest first."""
-    solvers = [
-        sampling("fast", sampler=sampler, steps=steps, noise=noise, samples=samples)
-        for sampler, steps, noise in product(SOLVERS, STEPS, NOISE)
-        if steps > SAME_UNTIL[sampler]
-    ]
-    chains = [sampling("fast", sampler="ddpm", steps=steps, noise="independent") for steps in CHAINS]
-    return sorted([*solvers, *chains], key=lambda setting: setting.passes * setting.samples)
+def measured(inpainter, case, exam, flip):
+    """Yield the scores of the first sample, and of the mean of all, by finish."""
+    scans = [scan_of(case, flipped=side) for side in (False, True)[: 1 + flip]]
+    stacks = [inpainter.stack(scan, keep=True) for scan in scans]
+    for stack, scan in zip(stacks, scans, strict=True):
+        healthy_XYZ = exam.healthy_XYZ[::-1] if scan is not scans[0] else exam.healthy_XYZ
+        healthy_SHW = scan.frame.cut(healthy_XYZ)
+        stack.windows = [window for window in stack.windows if window.cut(healthy_SHW).any()]
+        stack.missing = len(stack.windows) * stack.samples
+    list(inpainter.fill(stacks))
+    for finish, sigma in FINISHES.items():
+        finisher = replace(inpainter, sampling=inpainter.sampling.model_copy(update={"smoothing": sigma}))
+        samples = [list(finisher.single_samples(stack)) for stack in stacks]
+        if flip:
+            samples[1] = [sample_XYZ[::-1] for sample_XYZ in samples[1]]
+        both = [np.mean(pair, axis=0) for pair in zip(*samples, strict=True)]
+        for count in {1, len(both)}:
+            filled_XYZ = np.mean(both[:count], axis=0)
+            found = metrics.score(filled_XYZ, exam.truth_XYZ, exam.voided_XYZ, exam.healthy_XYZ)
+            yield {
+                "samples": count,
+                "finish": finish,
+                "passes": count * len(scans) * inpainter.sampling.passes,
+                "ssim": found.ssim,
+                "psnr": found.psnr,
+                "mse": found.mse,
+                "sharpness": sharpness(filled_XYZ, exam.healthy_XYZ) / sharpness(exam.truth_XYZ, exam.healthy_XYZ),
+                "stripes": metrics.stripe_index(filled_XYZ, exam.healthy_XYZ),
+                "stripes_truth": metrics.stripe_index(exam.truth_XYZ, exam.healthy_XYZ),
+            }
 
 
-def measured(inpainter, slabs):
-    """Fill every slab, and score means of 1, 4 and 10 samples, each the average over two sets of them if there are."""
-    by_case, setting = {slab.scan.id: slab for slab in slabs}, inpainter.sampling
-    for stack in inpainter.fill([inpainter.stack(slab.scan, keep=True) for slab in slabs]):
-        slab = by_case[stack.scan.id]
-        for finish, changes in (FINISHES | (PAPERS if setting.sampler == "ddpm" else {})).items():
-            finisher = replace(inpainter, sampling=setting.model_copy(update=changes))
-            singles = np.stack(list(finisher.single_samples(stack)))
-            for samples in (k for k in SAMPLES if k <= len(singles)):
-                starts = range(0, len(singles) - samples + 1, samples)[:2]
-                scores = [slab.scores(singles[start : start + samples].mean(axis=0)) for start in starts]
-                told = {"finish": finish, "samples": samples, "case": slab.scan.id, "passes": samples * setting.passes}
-                yield told | {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+def scan_of(case, *, flipped):
+    """Prepare a case, mirrored if asked."""
+    loaded = cases.load(case)
+    if flipped:
+        loaded = replace(loaded, image_XYZ=loaded.image_XYZ[::-1], mask_XYZ=loaded.mask_XYZ[::-1])
+    return volume.prepare(loaded)
 
 
-def means(table, score, **wanted):
-    """Return passes and a score's mean over the cases, of the rows that are as wanted, by passes."""
-    by_passes = rows.grouped(rows.matching(table, wanted), "passes").items()
-    points = sorted((int(passes), np.mean([float(row[score]) for row in found])) for (passes,), found in by_passes)
-    return list(zip(*points, strict=True)) or ([], [])
-
-
-def draw(table, path):
-    """Draw the scores by sampler with slerp, and the stripes of unfiltered fills by noise with DPM-Solver++."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(14, 8), layout="constrained")
-    for axis, (score, scale) in zip(axes.flat, AXES.items(), strict=True):
-        key, values, finish = ("noise", NOISE, "raw") if score == "stripes" else ("sampler", SOLVERS, "filtered")
-        for (colour, value), samples in product(enumerate(values), SAMPLES):
-            wanted = {"sampler": "dpmpp_2m", "noise": "slerp", "samples": samples, "finish": finish, key: value}
-            style = {"color": f"C{colour}", "ls": LINES[samples], "label": f"{value}, samples: {samples}"}
-            if any(drawn := means(table, score, **wanted)):
-                axis.plot(*drawn, marker=".", **style)
-        axis.plot(*means(table, score, sampler="ddpm", finish=finish), "k-", marker="x", label="ddpm, samples: 1")
-        if score == "stripes":
-            axis.axhline(np.mean([float(row["stripes_truth"]) for row in table]), color="k", lw=0.8, label="truth")
-        axis.set(xscale="log", xlabel="network passes a slice", **scale)
-    for axis in axes[:, 1]:
-        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path, dpi=110)
+def sharpness(volume_XYZ, mask_XYZ):
+    """Return the mean absolute difference of neighbours inside a mask, over the three axes."""
+    found = []
+    for axis in range(3):
+        along_XYZ, inside_XYZ = (np.moveaxis(array, axis, 0) for array in (volume_XYZ.astype(np.float64), mask_XYZ))
+        pairs = inside_XYZ[1:] & inside_XYZ[:-1]
+        found.append(np.abs(np.diff(along_XYZ, axis=0))[pairs].mean())
+    return float(np.mean(found))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,10 @@ def test_timesteps_fall_from_the_last_to_zero(count):
     assert np.ptp(np.diff(timesteps)) <= 1  # evenly
 
 
+def test_trailing_timesteps_are_of_one_length_and_leave_out_the_step_at_0():
+    assert SCHEDULE.timesteps(4, spacing="trailing") == [999, 749, 500, 250]
+
+
 def test_a_single_timestep_is_the_last():
     assert SCHEDULE.timesteps(1) == [999]
 

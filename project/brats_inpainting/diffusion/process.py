@@ -84,15 +84,19 @@ class Schedule:
         """Half the log of the signal-to-noise ratio, log √(ᾱ / (1 − ᾱ)): the time of DPM-Solver."""
         return 0.5 * np.log(self.alpha_bar / (1 - self.alpha_bar))
 
-    def timesteps(self, count: int, *, spacing: Literal["even", "log_snr"] = "even") -> list[int]:
-        """Return ``count`` different timesteps from T − 1 down; 0 is the last of them unless ``count`` is 1.
+    def timesteps(self, count: int, *, spacing: Literal["even", "trailing", "log_snr"] = "even") -> list[int]:
+        """Return ``count`` different timesteps from T − 1 down.
 
-        Even spacing is improved DDPM's; spacing even in log-SNR spreads the error of ODE solvers (Lu et al. 2022).
+        ``even`` is improved DDPM's spacing and ends at 0; ``trailing`` leaves the step at 0 out, all steps being of one
+        length (Lin et al. 2024); ``log_snr`` is even in log-SNR, ends at 0, and spreads the error of ODE solvers (Lu et
+        al. 2022).
         """
         if not 1 <= count <= len(self):
             raise ValueError(f"steps must lie between 1 and {len(self)}, not {count}")
         if spacing == "even":
             ideal = np.linspace(len(self) - 1, 0, count)
+        elif spacing == "trailing":
+            ideal = np.linspace(len(self) - 1, 0, count + 1)[:-1]
         else:
             levels = np.linspace(self.log_snr[-1], self.log_snr[0], count)
             ideal = np.interp(levels, self.log_snr[::-1], np.arange(len(self))[::-1])
