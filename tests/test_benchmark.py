@@ -72,9 +72,9 @@ def test_peers_do_the_same_work_and_the_reference_gives_the_same_numbers():
 
 def test_a_case_is_measured_by_phase_and_scaled_from_what_was_done(tmp_path):
     write_case(tmp_path, "a")
-    found = case.measure("bundled", "paper", tmp_path, "cpu", "fp32", (2, 3))
-    assert found.slices == lesion(SHAPE).any(axis=(0, 1)).sum()
-    assert (found.passes, found.measured) == (1000 * found.slices, 2 * 3)
+    found = case.measure("small-2", "paper", tmp_path, "cpu", "fp32", (2, 3))
+    assert found.windows == lesion(SHAPE).any(axis=(0, 1)).sum()
+    assert (found.passes, found.measured) == (1000 * found.windows, 2 * 3)
     assert list(found.seconds) == ["load", "prepare", "undo", "save", "network", "sampler arithmetic"]
     assert min(found.seconds.values()) > 0
     assert 0 < found.other_share < 0.5
@@ -87,7 +87,7 @@ def test_the_command_writes_tables_numbers_and_a_picture(tmp_path, capsys, monke
     where = ["--data-path", str(tmp_path / "cases"), "--report-path", str(tmp_path / "report")]
     with pytest.raises(SystemExit) as ended:
         cli.main(
-            ["benchmark", "--network", "bundled", "--part", "ceilings", "--part", "passes", "--part", "cases", *where]
+            ["benchmark", "--network", "small-2", "--part", "ceilings", "--part", "passes", "--part", "cases", *where]
         )
     assert not ended.value.code
     printed = capsys.readouterr().out

@@ -121,7 +121,7 @@ def crew(where: str, run: Run, loading: dict[str, Any]) -> Iterator[Callable[[],
         for target, case in run.jobs.items()
     }
     run.report_path = run.report_path and run.report_path.absolute()
-    loading = loading | {"weights": loading["weights"] and loading["weights"].absolute()}
+    loading = loading | {"weights": loading["weights"].absolute()}
     for name in ("distributed", "distributed.client"):  # what concerns a user is told here
         logging.getLogger(name).setLevel(logging.CRITICAL)
     local = re.fullmatch("local(?::([1-9][0-9]*))?", where)

@@ -142,9 +142,11 @@ PRESETS: dict[str, dict[int, SamplingConfig]] = {
 DEFAULT_PRESET = "fast"
 
 
-def bundled_weights(preset: str) -> Path:
-    """Return the bundled weights of a preset: the three-dimensional ones where it has a way for them."""
-    return BUNDLED["volume-1"] if 3 in PRESETS.get(preset, {}) else BUNDLED["small-2"]
+def weights_path(weights: Path | str | None, preset: str) -> Path:
+    """Return the path of a weights file, or of bundled weights by their name; a preset's own where nothing is given."""
+    if weights:
+        return BUNDLED.get(str(weights), Path(weights))
+    return BUNDLED["volume-1" if 3 in PRESETS.get(preset, {3: None}) else "small-2"]
 
 
 def sampling(preset: str, dims: int, **overrides: Any) -> SamplingConfig:

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from brats_inpainting import config, memory
 from brats_inpainting.config import (
-    BUNDLED,
     DEFAULT_PRESET,
     FRAME_MULTIPLE,
     DiffusionConfig,
@@ -115,9 +114,8 @@ class Inpainter:
             ConfigError: when there is no such preset or device, or an override is out of range.
         """
         where = choose_device(device)
-        path = BUNDLED.get(str(weights), weights) if weights else config.bundled_weights(preset)
         config.sampling(preset, 2, **overrides)  # what is wrong with it is said before anything is loaded
-        loaded = checkpoint.load(path, unet=unet, diffusion=diffusion)
+        loaded = checkpoint.load(config.weights_path(weights, preset), unet=unet, diffusion=diffusion)
         unet = loaded.network.config
         how = config.sampling(preset, unet.dims, **overrides)
         _refuse_other_work(loaded)

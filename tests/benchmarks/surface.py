@@ -2,13 +2,12 @@
 
 usage: python -m tests.benchmarks.surface --data-path VAL [--table docs/surface.csv] [--part 0 --parts 1]
 
-Four validation cases; of each the windows that the healthy mask is in. Settings in the table are not run again; --part
+Four validation cases; of each the window that the healthy mask is in. Settings in the table are not run again; --part
 and --parts share the settings among processes.
 """
 
 import argparse
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,13 @@ from brats_inpainting.evaluate import examine
 from brats_inpainting.infer import Inpainter
 from tests.benchmarks import rows
 
-EVERY = 4
+CASES = ("90041-000", "90052-001", "90065-001", "90101-000")  # their healthy masks fit into one window each
 FINISHES = {"none": 0, "along z": (0, 0, 0.5), "0.5": 0.5}
-STEPS = (2, 4, 8)
 SETTINGS = [
+    *({"steps": steps, "spacing": "trailing"} for steps in (1, 2, 4, 8, 16)),
+    *({"steps": steps, "sampler": "dpmpp_2m"} for steps in (2, 4, 8)),
+    *({"steps": steps, "spacing": "even"} for steps in (2, 4, 8)),
     {"steps": 1, "samples": 4},
-    *({"steps": steps, "spacing": spacing} for steps, spacing in product(STEPS, ("even", "trailing"))),
-    *({"steps": steps, "sampler": "dpmpp_2m"} for steps in STEPS),
-    {"steps": 16, "spacing": "trailing"},
-    {"steps": 2, "sampler": "heun"},
     {"steps": 8, "spacing": "trailing", "samples": 4},
 ]
 
@@ -41,9 +38,10 @@ def main():
     parser.add_argument("--parts", type=int, default=1)
     args = parser.parse_args()
     loaded = Inpainter.load()
-    found = {case.id: case for case in cases.find(args.data_path)[::EVERY]}
+    found = {case.id: case for case in cases.find(args.data_path) if case.id.endswith(CASES)}
     exams = [examine(case, {}) for case in found.values()]
-    for changes, flip in [*((changes, False) for changes in SETTINGS), ({"steps": 1}, True)][args.part :: args.parts]:
+    ways = [({"steps": 1}, True), *((changes, False) for changes in SETTINGS)]
+    for changes, flip in ways[args.part :: args.parts]:
         how = sampling("fast", 3, **changes)
         key = rows.of(loaded) | {"sampler": how.sampler, "spacing": how.timesteps, "steps": how.steps, "flip": flip}
         for exam in exams:

@@ -1,17 +1,19 @@
-"""Measure how much memory slices of 224 × 224 take in a pass of a network: the growth of this process's peak.
+"""Measure how much memory a pass of a network takes: the growth of this process's peak.
 
-usage: python -m tests.reliability.memory paper|small SLICES
+usage: python -m tests.reliability.memory paper|small-2 SLICES, of 224 × 224
+       python -m tests.reliability.memory volume-1 SIDE, of a box in voxels
 """
 
+import math
 import sys
 
 import torch
 
 from brats_inpainting import host
 from brats_inpainting.benchmark.subject import peak_bytes
-from brats_inpainting.config import BUNDLED_WEIGHTS, FRAME, UNetConfig
+from brats_inpainting.config import BUNDLED, FRAME, UNetConfig
 from brats_inpainting.diffusion import checkpoint
-from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.diffusion.unet import MEMORY_FORMAT, UNet
 
 
 def peak():
@@ -22,13 +24,15 @@ def peak():
 @torch.inference_mode()
 def main():
     host.settle()  # as the command line does
-    name, slices = sys.argv[1], int(sys.argv[2])
-    network = UNet(UNetConfig()) if name == "paper" else checkpoint.load(BUNDLED_WEIGHTS).network
-    network.eval().to(memory_format=torch.channels_last)
+    name, size = sys.argv[1], int(sys.argv[2])
+    network = UNet(UNetConfig()) if name == "paper" else checkpoint.load(BUNDLED[name]).network
+    unet = network.config
+    network.eval().to(memory_format=MEMORY_FORMAT[unet.dims])
     before = peak()
-    x_NCV = torch.randn(slices, 3, FRAME, FRAME).to(memory_format=torch.channels_last)
-    network(x_NCV, torch.full((slices,), 500))
-    print(f"{name}, {slices} slices: {(peak() - before) / slices:.0f} MB each, the process at its peak {peak():.0f} MB")
+    shape = (size, 3, FRAME, FRAME) if unet.dims == 2 else (1, unet.in_channels, size, size, size)
+    network(torch.randn(shape).to(memory_format=MEMORY_FORMAT[unet.dims]), torch.tensor([500]))
+    maps = (peak() - before) * 2**20 / (4 * unet.width * math.prod((shape[0], *shape[2:])) / unet.patch**unet.dims)
+    print(f"{name}, {size}: {peak() - before:.0f} MB, {maps:.1f} feature maps; at its peak {peak():.0f} MB")
 
 
 if __name__ == "__main__":

@@ -9,33 +9,31 @@ from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 from torch import Tensor, nn
 
 from brats_inpainting import memory
 from brats_inpainting.benchmark import subject
-from brats_inpainting.config import DEFAULT_PRESET
-from brats_inpainting.data import cases, volume, windows
-from brats_inpainting.data.volume import Scan
+from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET
+from brats_inpainting.data import cases, volume
 from brats_inpainting.device import Precision
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.folder import Run
 from brats_inpainting.infer import Inpainter
 
 NETWORK, SAMPLER = "network", "sampler arithmetic"
-ALL = 10**6  # slices
+ALL = 10**6  # windows
 
 
 @dataclass(frozen=True)
 class Phases:
     """Seconds of a case by phase, after one case to warm up; the most memory, in bytes, that the process took.
 
-    Network and sampler were timed on ``measured`` of the ``passes`` (slices × steps) that the case needs, and scaled.
+    Network and sampler were timed on ``measured`` of the ``passes`` (windows × steps) that the case needs, and scaled.
     """
 
     network: str
     preset: str
-    slices: int
+    windows: int
     passes: int
     measured: int
     seconds: dict[str, float]
@@ -45,11 +43,6 @@ class Phases:
     def other_share(self) -> float:
         """The share of everything that is not the network."""
         return 1 - self.seconds[NETWORK] / sum(self.seconds.values())
-
-    def of_slices(self, count: int) -> float:
-        """Return the seconds that a case of so many slices would take."""
-        by_slice = self.seconds[NETWORK] + self.seconds[SAMPLER]
-        return sum(self.seconds.values()) - by_slice + by_slice * count / self.slices
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ class Timed(nn.Module):
     def __init__(self, network: UNet, device: str) -> None:
         """Wrap a network on a device."""
         super().__init__()
-        self.network, self.device, self.seconds = network, device, 0.0
+        self.network, self.config, self.device, self.seconds = network, network.config, device, 0.0
 
     def forward(self, x_NCV: Tensor, t_N: Tensor) -> Tensor:
         """Return what the network returns."""
@@ -87,12 +80,12 @@ def measure(
     """Fill the first case of a folder.
 
     Args:
-        network: ``bundled``, or ``paper`` with random weights, which cost the same as trained ones.
+        network: bundled weights by name, or ``paper`` with random ones, which cost the same as trained ones.
         preset: a name in ``config.PRESETS``.
         data_path: folder of cases.
         device: where the network runs.
         precision: its precision.
-        limits: the most slices and the most steps that are really done; network and sampler are scaled from them.
+        limits: the most windows and the most steps that are really done; network and sampler are scaled from them.
     """
     inpainter, timed = _inpainter(network, preset, device, precision)
     whole = inpainter.sampling
@@ -107,8 +100,8 @@ def measure(
 
 
 def in_a_row(data_path: Path, device: str, precision: Precision) -> Row:
-    """Fill all cases of a folder with the bundled network as ``infer`` does, and each on its own before."""
-    inpainter, timed = _inpainter("bundled", DEFAULT_PRESET, device, precision)
+    """Fill all cases of a folder with the default network as ``infer`` does, and each on its own before."""
+    inpainter, timed = _inpainter(BUNDLED_WEIGHTS.stem, DEFAULT_PRESET, device, precision)
     found = cases.find(data_path)
     _fill(inpainter, timed, found[0], ALL)
     alone = [_fill(inpainter, timed, case, ALL)[0] for case in found]
@@ -127,8 +120,9 @@ def _in_a_row(inpainter: Inpainter, found: list[cases.Case]) -> float:
 
 
 def _inpainter(network: str, preset: str, device: str, precision: Precision) -> tuple[Inpainter, Timed]:
-    """Load the bundled weights, or put the paper's network in their place; every pass is timed."""
-    inpainter = Inpainter.load(preset=preset, device=device, precision=precision)
+    """Load bundled weights, or put the paper's network in the place of slice-wise ones; every pass is timed."""
+    bundled = "small-2" if network == "paper" else network
+    inpainter = Inpainter.load(bundled, preset=preset, device=device, precision=precision)
     weights, size = inpainter.weights, inpainter.batch_size
     if network == "paper":
         papers = subject.Subject.of("paper", 1, device, precision)
@@ -140,7 +134,7 @@ def _inpainter(network: str, preset: str, device: str, precision: Precision) -> 
 
 
 def _fill(inpainter: Inpainter, timed: Timed, case: cases.Case, limit: int) -> tuple[dict[str, float], int, int]:
-    """Fill a case, or its first slices; return the seconds by phase, the slices it has, and those that were done."""
+    """Fill a case, or its first windows; return the seconds by phase, the windows it has, and those that were done."""
     times = {"start": time.perf_counter()}
 
     def lap(name: str) -> None:
@@ -152,8 +146,10 @@ def _fill(inpainter: Inpainter, timed: Timed, case: cases.Case, limit: int) -> t
         scan = volume.prepare(loaded)
         lap("prepare")
         timed.seconds = 0.0
-        few, todo, done = _first_slices(scan, limit)
-        stack = next(inpainter.fill([inpainter.stack(few)]))
+        stack = inpainter.stack(scan)
+        todo = len(stack.windows)
+        stack = replace(stack, windows=stack.windows[:limit])
+        list(inpainter.fill([stack]))
         lap("fill")
         result_XYZ, _ = inpainter.finish(stack)
         lap("undo")
@@ -161,12 +157,4 @@ def _fill(inpainter: Inpainter, timed: Timed, case: cases.Case, limit: int) -> t
         lap("save")
     seconds = {name: times[name] - times[before] for before, name in pairwise(times)}
     seconds |= {NETWORK: timed.seconds, SAMPLER: seconds.pop("fill") - timed.seconds}
-    return seconds, todo, done
-
-
-def _first_slices(scan: Scan, limit: int) -> tuple[Scan, int, int]:
-    """Take the mask away but for its first slices; say how many there are, and how many stay."""
-    masked = windows.masked(scan.mask_SHW)
-    few_SHW = np.zeros_like(scan.mask_SHW)
-    few_SHW[masked[:limit]] = scan.mask_SHW[masked[:limit]]
-    return replace(scan, mask_SHW=few_SHW), len(masked), len(masked[:limit])
+    return seconds, todo, len(stack.windows)

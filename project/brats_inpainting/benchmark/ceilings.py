@@ -11,6 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brats_inpainting.benchmark.subject import TIMESTEP, Subject, best
 from brats_inpainting.device import DTYPES, Precision, autocast
+from brats_inpainting.diffusion.unet import MEMORY_FORMAT
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,11 @@ def convolutions(network: nn.Module, subject: Subject) -> tuple[int, list[Convol
     found: Counter[Shape] = Counter()
 
     def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+        assert isinstance(layer, CONVOLUTIONS)
         shape = (subject.batch, *given[0].shape[1:])
         found[Shape(shape, tuple(layer.weight.shape), layer.stride[0])] += 1
 
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv1d | nn.Conv2d)]
+    layers = [layer for layer in network.modules() if isinstance(layer, CONVOLUTIONS)]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     running = autocast(subject.device, subject.precision)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter, running:
@@ -72,14 +75,14 @@ def convolutions(network: nn.Module, subject: Subject) -> tuple[int, list[Convol
 
 def _alone(shape: Shape, times: int, subject: Subject) -> Convolution:
     c_out, c_in, *kernel = shape.weight
-    kind = nn.Conv2d if len(kernel) == 2 else nn.Conv1d
-    layer = kind(c_in, c_out, kernel[0], stride=shape.stride, padding=kernel[0] // 2)
+    dims = len(kernel)
+    layer = CONVOLUTIONS[dims - 1](c_in, c_out, kernel[0], stride=shape.stride, padding=kernel[0] // 2)
     dtype = DTYPES[subject.precision]
     x = torch.randn(shape.x, dtype=dtype, device=subject.device)
     layer.to(subject.device, dtype)
-    if kind is nn.Conv2d:
-        x = x.contiguous(memory_format=torch.channels_last)
-        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dims in MEMORY_FORMAT:
+        x = x.contiguous(memory_format=MEMORY_FORMAT[dims])
+        layer.to(memory_format=MEMORY_FORMAT[dims])  # type: ignore[call-overload]
     with torch.inference_mode():
         y = layer(x)
         taken = best(lambda: layer(x), subject.device, at_most=2)

@@ -40,12 +40,13 @@ def measure(subject: Subject) -> Pass:
         with autocast(subject.device, subject.precision):
             return network(x, t)
 
-    denoise = Denoiser(forward, x_NCV[:, :2], Schedule.of(subject.diffusion), subject.diffusion)
+    condition_NCV, x_N1V = torch.cat([x_NCV[:, :2], x_NCV[:, 3:]], dim=1), x_NCV[:, 2:3]
+    denoise = Denoiser(forward, condition_NCV, Schedule.of(subject.diffusion), subject.diffusion)
     with torch.inference_mode():
-        taken = median(lambda: denoise(x_NCV[:, 2:], TIMESTEP), subject.device)
+        taken = median(lambda: denoise(x_N1V, TIMESTEP), subject.device)
         peak = peak_bytes(subject.device)
         with profile(activities=[ProfilerActivity.CUDA if subject.device == "cuda" else ProfilerActivity.CPU]) as seen:
-            denoise(x_NCV[:, 2:], TIMESTEP)
+            denoise(x_N1V, TIMESTEP)
     flops, alone = ceilings.convolutions(network, subject)
     ceiling = sum(found.times * found.seconds for found in alone)
     return Pass(subject, taken, flops, ceiling, _shares(seen, subject.device), peak, alone)

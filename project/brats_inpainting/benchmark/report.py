@@ -18,7 +18,7 @@ from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.progress import duration
 from brats_inpainting.tables import Grid
 
-CASE_HEADER = ("in all", "not the network", "of 80 slices", "peak")
+CASE_HEADER = ("in all", "not the network", "peak")
 PHASES = ("load", "prepare", NETWORK, SAMPLER, "undo", "save")
 
 
@@ -38,7 +38,7 @@ def grids(results: Results) -> list[Grid]:
         names = ("side by side", "in turn", "one by one", "network alone")
         header = ("cases", *(f"{name}, s" for name in names), "in turn, not the network")
         line = (str(row.cases), *(f"{each:.1f}" for each in seconds), share)
-        title = "Cases in a row, bundled network, preset fast: batches side by side as infer has them, or in turn"
+        title = "Cases in a row, default network and preset: batches side by side as infer has them, or in turn"
         found.append(Grid(title, header, [line]))
     return found
 
@@ -137,19 +137,18 @@ def _peers(network: str, peers: list[Peer]) -> Grid:
 def _cases(phases: list[Phases]) -> Grid:
     return Grid(
         "A whole case",
-        ("network", "preset", "slices", *(f"{name}, s" for name in PHASES), *CASE_HEADER),
+        ("network", "preset", "windows", *(f"{name}, s" for name in PHASES), *CASE_HEADER),
         [
             (
                 f"{found.network}{'' if found.measured == found.passes else ' (scaled)'}",
                 found.preset,
-                str(found.slices),
+                str(found.windows),
                 *(f"{found.seconds[name]:,.2f}" for name in PHASES),
                 duration(sum(found.seconds.values())),
                 f"{found.other_share:.1%}",
-                duration(found.of_slices(80)),
                 f"{found.peak / 1e9:.2f} GB",
             )
             for found in phases
         ],
-        "Scaled: network and sampler were timed on some of the slices and steps.",
+        "Scaled: network and sampler were timed on some of the windows and steps.",
     )

@@ -20,6 +20,7 @@ from brats_inpainting.benchmark.case import Phases, Row
 from brats_inpainting.benchmark.passes import Pass
 from brats_inpainting.benchmark.peers import Peer
 from brats_inpainting.benchmark.subject import Subject, apart
+from brats_inpainting.config import BUNDLED
 from brats_inpainting.data import cases
 from brats_inpainting.data.example import write_example
 from brats_inpainting.device import Precision, best_precision, choose_device
@@ -29,11 +30,14 @@ from brats_inpainting.host import cpus
 log = logging.getLogger(__name__)
 
 PARTS = ("ceilings", "passes", "peers", "cases")
-NETWORKS = ("paper", "bundled")
+NETWORKS = {"paper": ("fast", "paper"), "small-2": ("fast", "paper"), "volume-1": ("fast", "realistic")}  # and presets
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 COMPARED_AT = {"cpu": 4, "cuda": 32}  # slices a batch, as infer takes them of a wide network
 PATIENCE = 20.0  # seconds: no batch is doubled whose pass would take longer
-LIMITS = {"cpu": {"paper": (8, 2), "bundled": (1000, 8)}, "cuda": {"paper": (1000, 20), "bundled": (1000, 100)}}
+LIMITS = {  # windows and steps that are really done
+    "cpu": {"paper": (8, 2)} | dict.fromkeys(BUNDLED, (1000, 8)),
+    "cuda": {"paper": (1000, 20)} | dict.fromkeys(BUNDLED, (1000, 100)),
+}
 
 
 @dataclass
@@ -52,7 +56,7 @@ def run(
     *,
     device: str = "auto",
     precision: Precision | Literal["auto"] = "auto",
-    networks: Collection[str] = NETWORKS,
+    networks: Collection[str] = tuple(NETWORKS),
     parts: Collection[str] = PARTS,
     rounds: int = 5,
     data_path: Path | None = None,
@@ -82,7 +86,7 @@ def run(
         subject = Subject.of(network, COMPARED_AT[where], where, exact)
         if "passes" in parts:
             results.passes += _passes(subject)
-        if "peers" in parts:
+        if "peers" in parts and subject.unet.dims == 2:
             log.info("%s network, beside others, %d turns each", network, rounds)
             results.peers[network] = peers.compare(subject, rounds=rounds)
     if "cases" in parts:
@@ -120,7 +124,7 @@ def _passes(subject: Subject) -> list[Pass]:
 
 def _cases(results: Results, data_path: Path, device: str, precision: Precision, networks: Collection[str]) -> None:
     for network in networks:
-        for preset in ("fast", "paper"):
+        for preset in NETWORKS[network]:
             log.info("a whole case, %s network, preset %s", network, preset)
             limits = LIMITS[device][network]
             results.phases.append(apart(case.measure, network, preset, data_path, device, precision, limits))

@@ -1,6 +1,6 @@
 """What is measured: a network with inputs of one size on one device; and processes of their own to measure it in.
 
-Shapes: S slices, C channels, H W in-plane.
+Shapes: N windows, C channels, V the axes of a window.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from brats_inpainting import host
-from brats_inpainting.config import BUNDLED_WEIGHTS, FRAME, DiffusionConfig, UNetConfig
+from brats_inpainting.config import BUNDLED, FRAME, DiffusionConfig, UNetConfig
 from brats_inpainting.device import Precision
 from brats_inpainting.diffusion import checkpoint
-from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.diffusion.unet import MEMORY_FORMAT, UNet
 
 TIMESTEP = 500
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network of random weights, which cost what trained ones do, and ``batch`` slices of ``side`` pixels."""
+    """A network of random weights, which cost what trained ones do, and ``batch`` windows of ``side`` voxels a side."""
 
     name: str
     unet: UNetConfig
@@ -42,10 +42,10 @@ class Subject:
 
     @classmethod
     def of(cls, name: str, batch: int, device: str, precision: Precision) -> Subject:
-        """Return the network of the ``paper`` or the ``bundled`` one, with the size of its slices."""
+        """Return the network of the ``paper`` or a bundled one, with the size of its windows."""
         if name == "paper":
             return cls(name, UNetConfig(), DiffusionConfig(), FRAME, batch, device, precision)
-        weights = checkpoint.load(BUNDLED_WEIGHTS)
+        weights = checkpoint.load(BUNDLED[name])
         side = weights.diffusion.window
         return cls(name, weights.network.config, weights.diffusion, side, batch, device, precision)
 
@@ -56,13 +56,13 @@ class Subject:
         for parameter in network.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network.to(self.device, memory_format=MEMORY_FORMAT[self.unet.dims])  # type: ignore[call-overload]
 
     def input_NCV(self) -> Tensor:
-        """Draw (b, m, x_t), the same every time."""
-        generator = torch.Generator().manual_seed(0)
-        x_NCV = torch.randn(self.batch, self.unet.in_channels, self.side, self.side, generator=generator)
-        return x_NCV.to(self.device, memory_format=torch.channels_last)
+        """Draw the network's input, the same every time."""
+        sides = [self.side] * self.unet.dims
+        x_NCV = torch.randn(self.batch, self.unet.in_channels, *sides, generator=torch.Generator().manual_seed(0))
+        return x_NCV.to(self.device, memory_format=MEMORY_FORMAT[self.unet.dims])
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:

@@ -48,7 +48,9 @@ Predictions = Annotated[
 ]
 NoImages = Annotated[bool, option("no-images", "Leave the pictures out of report.html.")]
 Viewer = Annotated[bool, option("viewer", "Embed the volumes in report.html, to look at every slice.")]
-WeightsFile = Annotated[Path | None, option("weights", "Network: .safetensors or .pt. Default: the bundled one.")]
+WeightsFile = Annotated[
+    Path | None, option("weights", "Network: .safetensors, .pt, or bundled by name: volume-1, the default, or small-2.")
+]
 
 
 def _version(wanted: bool) -> None:

@@ -23,7 +23,7 @@ from brats_inpainting.cli.app import (
     out,
     quiet,
 )
-from brats_inpainting.config import DEFAULT_PRESET, PRESETS
+from brats_inpainting.config import DEFAULT_PRESET, PRESETS, weights_path
 from brats_inpainting.errors import CaseError, ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def infer(
     dilate: Annotated[float | None, option("dilate", "Grow the mask by so many millimetres.", min=0)] = None,
     seed: Annotated[int | None, option("seed", "Same seed, same result. Default: 0.", min=0)] = None,
     device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
-    batch_size: Annotated[str, option("batch-size", "Slices per network pass: auto or a number.")] = "auto",
+    batch_size: Annotated[str, option("batch-size", "Windows per network pass: auto or a number.")] = "auto",
     precision: Annotated[
         PrecisionName,
         option("precision", "Of the network; auto is fp32 on a CPU, on a GPU by network and GPU."),
@@ -112,9 +112,11 @@ def infer(
     from brats_inpainting.folder import Run
     from brats_inpainting.infer import Inpainter
 
+    preset = preset or said.preset or DEFAULT_PRESET
+    given = weights or (additional_files_path and checkpoint.find(additional_files_path))
     loading: dict[str, Any] = {
-        "weights": weights or (additional_files_path and checkpoint.find(additional_files_path)),
-        "preset": preset or said.preset or DEFAULT_PRESET,
+        "weights": weights_path(given, preset),
+        "preset": preset,
         "device": device or said.device or "auto",
         "batch_size": _whole_number(batch_size),
         "at_most": said.batch_size,
@@ -139,7 +141,7 @@ def infer(
         told = loading["preset"], how.steps, how.sampler, how.samples, how.noise, how.smoothing, run.seed
         log.info("preset %s: %d steps of %s, %d sample(s), %s noise, filter %s, seed %d", *told)
         beside = f", {inpainter.side_by_side} times side by side" if inpainter.side_by_side > 1 else ""
-        log.info("%d slices at a time%s, in %s", inpainter.batch_size, beside, inpainter.precision)
+        log.info("%d windows at a time%s, in %s", inpainter.batch_size, beside, inpainter.precision)
         log.debug("%s", how)
         fill()
     log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))

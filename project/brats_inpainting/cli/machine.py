@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from brats_inpainting.device import Precision
 
 BenchmarkPart = StrEnum("BenchmarkPart", ["ceilings", "passes", "peers", "cases"])
-BenchmarkNetwork = StrEnum("BenchmarkNetwork", ["paper", "bundled"])
+BenchmarkNetwork = StrEnum("BenchmarkNetwork", ["paper", "small-2", "volume-1"])
 
 
 @app.command()
@@ -36,7 +36,7 @@ def benchmark(
         list[BenchmarkPart] | None, option("part", "What to measure; may be given several times. Default: all.")
     ] = None,
     network: Annotated[
-        list[BenchmarkNetwork] | None, option("network", "Which; may be given several times. Default: both.")
+        list[BenchmarkNetwork] | None, option("network", "Which; may be given several times. Default: all.")
     ] = None,
     rounds: Annotated[int, option("rounds", "Turns that our network and its peers take.", min=1)] = 5,
     device: Annotated[str, option("device", "auto, cpu, cuda.")] = "auto",
@@ -56,7 +56,7 @@ def benchmark(
     results = run.run(
         device=device,
         precision=cast("Precision", precision.value),
-        networks=network or run.NETWORKS,
+        networks=network or tuple(run.NETWORKS),
         parts=part or run.PARTS,
         rounds=rounds,
         data_path=data_path,
