@@ -81,15 +81,29 @@ def nothing_is_left_in_the_engine():
 
 @pytest.fixture(scope="session")
 def complete(tmp_path_factory):
-    """Two complete cases, as a training set has them."""
+    """Two complete cases, as a training set has them; only healthy tissue is masked, so one window fills a case."""
     folder = tmp_path_factory.mktemp("complete")
     for seed, case_id in enumerate(IDS):
         made = write_example(folder / "made", seed=seed)
         (folder / case_id).mkdir()
         for path in made.iterdir():
             path.rename(folder / case_id / path.name.replace(CASE, case_id))
+        mask_alone(folder / case_id, "mask-healthy")
     shutil.rmtree(folder / "made")
     return folder
+
+
+def mask_alone(case, kind):
+    """Make one of a case's masks its only one."""
+    scan, mask = (nib.load(case / f"{case.name}-{name}.nii.gz") for name in ("t1n", kind))
+    mask_XYZ, scan_XYZ = np.asanyarray(mask.dataobj), np.asanyarray(scan.dataobj)
+    for name, like, volume in (
+        ("mask", mask, mask_XYZ),
+        ("t1n-voided", scan, np.where(mask_XYZ, 0, scan_XYZ)),
+        ("mask-unhealthy", mask, 0 * mask_XYZ),
+    ):
+        image = nib.Nifti1Image(volume.astype(like.get_data_dtype()), like.affine, like.header)
+        nib.save(image, case / f"{case.name}-{name}.nii.gz")
 
 
 @pytest.fixture(scope="session")

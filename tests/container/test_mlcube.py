@@ -5,10 +5,27 @@ import shutil
 import subprocess
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 import yaml
+from scipy import ndimage
 
-from .conftest import IDS, VERSION, WHEELHOUSE, assert_same, call, copy_of_the_project, docker_run, run, voxels
+from brats_inpainting.data import cases, volume
+from brats_inpainting.infer import Inpainter
+
+from .conftest import (
+    IDS,
+    VERSION,
+    WHEELHOUSE,
+    assert_same,
+    call,
+    copy_of_the_project,
+    docker_run,
+    one_slice,
+    run,
+    voxels,
+)
 
 
 @pytest.fixture
@@ -52,6 +69,31 @@ def test_another_workspace_serves_as_well(mlcube, project, complete, tmp_path, f
     found = voxels(workspace / "predictions")
     assert list(found) == list(filled)
     assert any((found[name] != filled[name]).any() for name in filled)  # another seed
+
+
+def test_the_papers_procedure_is_one_argument_away(mlcube, project, data, tmp_path):
+    """One slice, and two of the thousand steps: whole slices are replaced, filtered and rescaled."""
+    case = tmp_path / "data" / IDS[0]
+    shutil.copytree(data / IDS[0], case)
+    path = case / f"{IDS[0]}-mask.nii.gz"
+    mask = nib.load(path)
+    nib.save(nib.Nifti1Image(one_slice(np.asanyarray(mask.dataobj)), mask.affine, mask.header), path)
+    with (project / "workspace" / "parameters" / "infer-paper.yaml").open("a") as file:
+        file.write("steps: 2\n")
+    mlcube("infer", f"data_path={case.parent}", "parameters_file=parameters/infer-paper.yaml")
+    found = voxels(project / "workspace" / "predictions")[f"{IDS[0]}-t1n-inference.nii.gz"]
+
+    inpainter = Inpainter.load("small-2", preset="paper", steps=2, device="cpu")
+    assert (inpainter.sampling.sampler, inpainter.sampling.noise) == ("ddpm", "independent")
+    scan = volume.prepare(cases.load(cases.find(case.parent)[0]))
+    stack = inpainter.stack(scan)
+    assert [type(window.place[0]) for window in stack.windows] == [int]
+    next(inpainter.fill([stack]))
+    stacked_LPS = scan.frame.undo(stack.mean_SHW, scan.mask_XYZ.shape)
+    smoothed_LPS = ndimage.gaussian_filter(stacked_LPS, 1.075).clip(0, 1)
+    low, high = np.percentile(scan.voided_XYZ, (0.5, 99.5))
+    expected_LPS = low + (high - low) * (smoothed_LPS - smoothed_LPS.min()) / np.ptp(smoothed_LPS)
+    np.testing.assert_allclose(found, expected_LPS, atol=1e-3 * (high - low))  # what batch sizes may differ by
 
 
 def test_what_train_writes_is_what_infer_uses(mlcube, project, complete, data, filled):
