@@ -1,18 +1,22 @@
-"""What it costs when scans look different: the same cases, changed, filled, changed back and scored.
+"""What it costs when scans look different, or lie differently: changed, filled and scored.
 
-usage: python -m tests.benchmarks.robustness --data-path VAL [--table docs/validation/robustness.csv] [--weights FILE]
+usage: python -m tests.benchmarks.robustness --data-path VAL [--weights FILE] [--cases 90041-000 …]
+           [--table docs/validation/robustness.csv]
 
-Every fill is compared with the truth as it was, so that all scores have one scale; noise cannot be taken back, and the
-fill of a noisy scan is compared with the truth without it. What is random follows from the case's name. Cases that
-stand in the table are not run again.
+The healthy mask alone is filled. Changes of intensity are taken back before a fill is scored against the truth as it
+was; noise cannot be taken back, and the fill of a noisy scan is compared with the truth without it. Where the scan is
+moved, truth and masks move with it, and the fill is scored there. What is random follows from the case's name. Cases
+in the table are not run again.
 """
 
 import argparse
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from brats_inpainting import metrics
 from brats_inpainting.data import cases
@@ -22,6 +26,9 @@ from brats_inpainting.pictures import white
 from tests.benchmarks import rows
 
 SCORES = ("ssim", "psnr", "mse")
+CASES = ("90041-000", "90052-001", "90065-001", "90101-000")  # their healthy masks fit into one box each
+ROOM = 48  # voxels added to every side before a scan is moved
+CROPPED, SHIFTED = 30, 30
 
 
 def main():
@@ -29,36 +36,48 @@ def main():
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--table", type=Path, default=Path("docs/validation/robustness.csv"))
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--cases", nargs="*", default=CASES)
     args = parser.parse_args()
     inpainter = Inpainter.load(args.weights)
     key = rows.of(inpainter) | {"sampling": inpainter.sampling}
     for case in cases.find(args.data_path):
-        if not rows.read(args.table, key | {"case": case.id}):
+        if case.id.endswith(tuple(args.cases)) and not rows.read(args.table, key | {"case": case.id}):
             rows.append(args.table, [key | row for row in measured(inpainter, case)])
             print(case.id, flush=True)
-    print("| scans | SSIM | PSNR | MSE | SSIM lost | dB lost | MSE gained |\n|" + "---|" * 7)
+    print("| scans | SSIM | PSNR | MSE | SSIM lost | dB lost |\n|" + "---|" * 6)
     by_scans = rows.grouped(rows.read(args.table, key), "scans")
     table = {name: np.array([[float(row[s]) for s in SCORES] for row in found]) for (name,), found in by_scans.items()}
     for name, scores in table.items():
         means = "{:.3f} | {:.2f} | {:.4f}".format(*scores.mean(axis=0))
-        costs = (table["as they are"] - scores) * (1, 1, -1)
-        told = zip(costs.mean(axis=0), costs.std(axis=0, ddof=1), ("+.3f", "+.2f", "+.4f"), strict=True)
-        print(f"| {name} | {means} |", " | ".join(f"{mean:{f}} ± {std:{f[1:]}}" for mean, std, f in told), "|")
+        print(f"| {name} | {means} | {{:+.3f}} | {{:+.2f}} |".format(*(table["as they are"] - scores).mean(axis=0)))
 
 
 def measured(inpainter, case):
     """Yield the scores of every change."""
     exam = examine(case, {})
-    level, rng = white(exam.truth_XYZ), np.random.default_rng(zlib.crc32(case.id.encode()))
-    for name, (change, undo) in changes(exam.truth_XYZ.shape, rng).items():
-        mask_XYZ = change(exam.mask_XYZ.astype(np.float32)) > 0  # only the flip moves what is 0
-        voided_XYZ = np.where(mask_XYZ, 0, change(exam.truth_XYZ / level)).astype(np.float32)
-        filled_XYZ = undo(inpainter.inpaint(voided_XYZ, mask_XYZ.astype(np.float32)).image) * level
-        scores = metrics.score(filled_XYZ.astype(np.float32), exam.truth_XYZ, exam.voided_XYZ, exam.healthy_XYZ)
-        yield {"scans": name, "case": case.id} | {score: getattr(scores, score) for score in SCORES}
+    truth_XYZ, healthy_XYZ = exam.truth_XYZ, exam.healthy_XYZ
+    level, rng = white(truth_XYZ), np.random.default_rng(zlib.crc32(case.id.encode()))
+    for name, (change, undo) in intensities(truth_XYZ.shape, rng).items():
+        changed_XYZ = change(truth_XYZ / level).astype(np.float32)
+        filled_XYZ = undo(filled(inpainter, changed_XYZ, healthy_XYZ)) * level
+        yield {"scans": name, "case": case.id} | scored(filled_XYZ, truth_XYZ, healthy_XYZ)
+    for name, move in moves(truth_XYZ).items():
+        moved_XYZ, mask_XYZ = move(truth_XYZ, order=1), move(healthy_XYZ.astype(np.float32), order=0) > 0
+        filled_XYZ = filled(inpainter, moved_XYZ, mask_XYZ)
+        yield {"scans": name, "case": case.id} | scored(filled_XYZ, moved_XYZ, mask_XYZ)
 
 
-def changes(shape, rng):
+def filled(inpainter, image_XYZ, mask_XYZ):
+    return inpainter.inpaint(np.where(mask_XYZ, 0, image_XYZ), mask_XYZ.astype(np.float32)).image
+
+
+def scored(filled_XYZ, truth_XYZ, mask_XYZ):
+    voided_XYZ = np.where(mask_XYZ, 0, truth_XYZ)
+    found = metrics.score(filled_XYZ.astype(np.float32), truth_XYZ, voided_XYZ, mask_XYZ)
+    return {score: getattr(found, score) for score in SCORES}
+
+
+def intensities(shape, rng):
     """Return by name what changes an image in [0, 1], and what takes that back; the field is mostly 0.7 to 1.4."""
     waves = ndimage.zoom(rng.standard_normal((4, 4, 4)), np.array(shape) / 4, order=3)
     field, grain = np.exp(0.17 * waves / waves.std()), 0.05 * rng.standard_normal(shape)
@@ -68,16 +87,37 @@ def changes(shape, rng):
         "gamma 1.4": (lambda image: image**1.4, lambda image: image ** (1 / 1.4)),
         "bias field": (lambda image: image * field, lambda image: image / field),
         "noise of 5 %": (lambda image: np.where(image > 0, (image + grain).clip(0), 0), same),
-        "flipped left–right": (flipped, flipped),
     }
+
+
+def moves(truth_XYZ):
+    """Return by name what moves a volume, with a given order of interpolation."""
+    lowest = int(np.flatnonzero(truth_XYZ.any(axis=(0, 1)))[0])
+    found = {
+        "left and right swapped": lambda image, order: image[::-1],  # noqa: ARG005 (moved by whole voxels)
+        f"shifted by {SHIFTED} voxels": lambda image, order: np.roll(padded(image), SHIFTED, axis=(0, 1, 2)),  # noqa: ARG005
+        f"lowest {CROPPED} slices cut off": lambda image, order: image[:, :, lowest + CROPPED :],  # noqa: ARG005
+    }
+    for degrees in (15, 30):
+        for axis in "xyz":
+            found[f"rotated by {degrees}° about {axis}"] = partial(rotated, axis=axis, degrees=degrees)
+    return found
+
+
+def rotated(image, *, order, axis, degrees):
+    """Rotate a volume about its middle."""
+    image = padded(image)
+    matrix = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+    centre = np.array(image.shape) / 2 - 0.5
+    return ndimage.affine_transform(image, matrix, centre - matrix @ centre, order=order).astype(np.float32)
+
+
+def padded(image):
+    return np.pad(image, ROOM).astype(np.float32)
 
 
 def same(image):
     return image
-
-
-def flipped(image):
-    return image[::-1]
 
 
 if __name__ == "__main__":
