@@ -13,6 +13,7 @@ from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.infer import LPS, Inpainter
 
 TINY = UNetConfig(width=32, multipliers=(1,), blocks=1, attention_at=(), out_channels=2)
+TINY_3D = TINY.model_copy(update={"dims": 3, "patch": 2, "position": True, "in_channels": 6, "out_channels": 1})
 
 
 class Anything(torch.nn.Module):

@@ -7,44 +7,58 @@ import torch
 from brats_inpainting.config import PRESETS
 from brats_inpainting.infer import Inpainter
 
-from .conftest import TINY, brain, lesion, weights, write_case
+from .conftest import TINY, TINY_3D, brain, lesion, weights, write_case
 from .golden import network
 from .reliability import kills
 
 SHAPE = (32, 32, 6)
 
-# mean and standard deviation of the filled scan, and every seventh voxel of the mask; the paper's chain in 60 steps
+# by preset and the network's dimensions: mean and standard deviation of the filled scan, and every seventh voxel of the
+# mask; the paper's chain in 60 steps
 GOLDEN = {
-    "fast": (
+    ("fast", 2): (
         (136.53880, 278.69733),
         (321.266, 240.284, 421.866, 782.139, 693.512, 324.901, 864.037, 332.600, 790.888, 892.101, 644.322),
     ),
-    "accurate": (
+    ("uncertainty", 2): (
         (136.49513, 278.34393),
         (320.392, 248.698, 348.884, 613.210, 672.890, 406.022, 853.634, 330.177, 770.635, 885.216, 667.275),
     ),
-    "realistic": (
+    ("realistic", 2): (
         (137.44774, 281.24442),
         (100.632, 320.039, 913.318, 401.887, 949.919, 251.398, 975.795, 548.129, 972.591, 991.245, 724.810),
     ),
-    "paper": (
+    ("paper", 2): (
         (299.31232, 206.76955),
         (615.364, 524.457, 655.130, 695.451, 796.401, 643.762, 904.822, 594.795, 972.806, 737.457, 739.027),
+    ),
+    ("fast", 3): (
+        (136.63216, 278.80002),
+        (386.478, 373.919, 355.355, 308.777, 916.126, 607.832, 333.235, 435.339, 810.234, 148.442, 680.392),
+    ),
+    ("realistic", 3): (
+        (136.72267, 278.88257),
+        (563.541, 440.579, 298.069, 331.824, 692.161, 716.138, 173.209, 206.962, 678.470, 255.561, 459.502),
+    ),
+    ("uncertainty", 3): (
+        (136.49342, 278.33047),
+        (617.263, 459.834, 278.103, 344.089, 457.184, 787.124, 235.786, 368.772, 556.371, 398.601, 382.861),
     ),
 }
 
 
-@pytest.mark.parametrize("preset", GOLDEN)
+@pytest.mark.parametrize(("preset", "dims"), GOLDEN)
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_every_preset_gives_its_golden_values(preset, batch_size):
-    assert GOLDEN.keys() == PRESETS.keys()
-    how = PRESETS[preset].model_copy(update={"steps": min(60, PRESETS[preset].steps)})
-    loaded = weights(network(TINY), prediction="x0", window=32, image_range=(-1, 1))
+def test_every_preset_gives_its_golden_values(preset, dims, batch_size):
+    assert {*GOLDEN} == {(name, dims) for name, ways in PRESETS.items() for dims in ways}
+    how = PRESETS[preset][dims]
+    how = how.model_copy(update={"steps": min(60, how.steps)})
+    loaded = weights(network(TINY if dims == 2 else TINY_3D), prediction="x0", window=32, image_range=(-1, 1))
     image, mask = brain(SHAPE), lesion(SHAPE)
     result = (
         Inpainter(loaded, how, torch.device("cpu"), batch_size).inpaint(np.where(mask, 0, image), mask, seed=3).image
     )
-    moments, voxels = GOLDEN[preset]
+    moments, voxels = GOLDEN[preset, dims]
     # 1e-3 of the range, 1000, is promised between batch sizes; between one thread and two 1e-6 of it was seen
     np.testing.assert_allclose([result.mean(), result.std()], moments, rtol=0, atol=0.1)
     np.testing.assert_allclose(result[mask][::7], voxels, rtol=0, atol=1)

@@ -106,7 +106,7 @@ class SamplingConfig(Settings):
     spacing: Literal["sampler", "even", "trailing", "log_snr"] = "sampler"
     samples: PositiveInt = 1
     noise: Literal["independent", "shared", "slerp"] = "slerp"
-    smoothing: Sigma | tuple[Sigma, Sigma, Sigma] = 1.075  # the paper's; fast and accurate filter along z alone
+    smoothing: Sigma | tuple[Sigma, Sigma, Sigma] = 1.075  # the paper's
     dilate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     replace: Literal["mask", "slices"] = "mask"
 
@@ -124,18 +124,15 @@ class SamplingConfig(Settings):
 
 
 # By the dimensions of the weights: slice by slice, or the whole region at once.
+_ALONG_Z = SamplingConfig(smoothing=(0, 0, 1.075))
+_ONE_PASS = SamplingConfig(sampler="ddim", steps=1, noise="independent", smoothing=0)
+_SAMPLE = _ONE_PASS.model_copy(update={"steps": 8, "spacing": "trailing"})
 PRESETS: dict[str, dict[int, SamplingConfig]] = {
-    "fast": {
-        2: SamplingConfig(smoothing=(0, 0, 1.075)),
-        3: SamplingConfig(sampler="ddim", steps=1, noise="independent", smoothing=0),
-    },
-    "accurate": {
-        2: SamplingConfig(samples=10, smoothing=(0, 0, 1.075)),
-        3: SamplingConfig(sampler="ddim", steps=8, samples=10, noise="independent", smoothing=0),
-    },
-    "realistic": {
-        2: SamplingConfig(steps=8, smoothing=(0, 0, 0.5)),
-        3: SamplingConfig(sampler="ddim", steps=8, noise="independent", smoothing=0),
+    "fast": {2: _ALONG_Z, 3: _ONE_PASS},
+    "realistic": {2: SamplingConfig(steps=8, smoothing=(0, 0, 0.5)), 3: _SAMPLE},
+    "uncertainty": {
+        2: _ALONG_Z.model_copy(update={"samples": 10}),
+        3: _SAMPLE.model_copy(update={"samples": 4}),
     },
     "paper": {2: SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices")},
 }
