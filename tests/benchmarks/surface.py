@@ -22,12 +22,13 @@ from tests.benchmarks import rows
 CASES = ("90041-000", "90052-001", "90065-001", "90101-000")  # their healthy masks fit into one window each
 FINISHES = {"none": 0, "along z": (0, 0, 0.5), "0.5": 0.5}
 SETTINGS = [
-    {"steps": 8, "spacing": "trailing", "samples": 4},
     {"steps": 1, "spacing": "trailing"},
     {"steps": 2, "spacing": "trailing"},
-    {"steps": 4, "spacing": "trailing"},
+    {"steps": 8, "spacing": "trailing"},
     {"steps": 8, "spacing": "even"},
+    {"steps": 4, "spacing": "trailing"},
     {"steps": 8, "sampler": "dpmpp_2m"},
+    {"steps": 8, "spacing": "trailing", "samples": 4},
 ]
 
 
