@@ -5,7 +5,7 @@ usage: python -m tests.benchmarks.robustness --data-path VAL [--weights FILE] [-
 
 The healthy mask alone is filled. Changes of intensity are taken back before a fill is scored against the truth as it
 was; noise cannot be taken back, and the fill of a noisy scan is compared with the truth without it. Where the scan is
-moved, truth and masks move with it, and the fill is scored there. What is random follows from the case's name. Cases
+moved, truth and masks move with it, and the fill is scored there, in a volume of the same size. What is random follows from the case's name. Cases
 in the table are not run again.
 """
 
@@ -61,10 +61,11 @@ def measured(inpainter, case):
         changed_XYZ = change(truth_XYZ / level).astype(np.float32)
         filled_XYZ = undo(filled(inpainter, changed_XYZ, healthy_XYZ)) * level
         yield {"scans": name, "case": case.id} | scored(filled_XYZ, truth_XYZ, healthy_XYZ)
-    for name, move in moves(truth_XYZ).items():
+    for name, (move, resize) in moves(truth_XYZ).items():
         moved_XYZ, mask_XYZ = move(truth_XYZ, order=1), move(healthy_XYZ.astype(np.float32), order=0) > 0
         filled_XYZ = filled(inpainter, moved_XYZ, mask_XYZ)
-        yield {"scans": name, "case": case.id} | scored(filled_XYZ, moved_XYZ, mask_XYZ)
+        scores = scored(*(np.ascontiguousarray(resize(volume)) for volume in (filled_XYZ, moved_XYZ, mask_XYZ)))
+        yield {"scans": name, "case": case.id} | scores
 
 
 def filled(inpainter, image_XYZ, mask_XYZ):
@@ -91,16 +92,22 @@ def intensities(shape, rng):
 
 
 def moves(truth_XYZ):
-    """Return by name what moves a volume, with a given order of interpolation."""
-    lowest = int(np.flatnonzero(truth_XYZ.any(axis=(0, 1)))[0])
+    """Return by name what moves a volume, with a given order of interpolation, and what gives it its size back."""
+    cut = int(np.flatnonzero(truth_XYZ.any(axis=(0, 1)))[0]) + CROPPED
     found = {
-        "left and right swapped": lambda image, order: image[::-1],  # noqa: ARG005 (moved by whole voxels)
-        f"shifted by {SHIFTED} voxels": lambda image, order: np.roll(padded(image), SHIFTED, axis=(0, 1, 2)),  # noqa: ARG005
-        f"lowest {CROPPED} slices cut off": lambda image, order: image[:, :, lowest + CROPPED :],  # noqa: ARG005
+        "left and right swapped": (lambda image, order: image[::-1], same),  # noqa: ARG005 (moved by whole voxels)
+        f"shifted by {SHIFTED} voxels": (
+            lambda image, order: np.roll(padded(image), SHIFTED, axis=(0, 1, 2)),  # noqa: ARG005
+            lambda image: inner(np.roll(image, -SHIFTED, axis=(0, 1, 2))),
+        ),
+        f"lowest {CROPPED} slices cut off": (
+            lambda image, order: image[:, :, cut:],  # noqa: ARG005
+            lambda image: np.pad(image, ((0, 0), (0, 0), (cut, 0))),
+        ),
     }
     for degrees in (15, 30):
         for axis in "xyz":
-            found[f"rotated by {degrees}° about {axis}"] = partial(rotated, axis=axis, degrees=degrees)
+            found[f"rotated by {degrees}° about {axis}"] = partial(rotated, axis=axis, degrees=degrees), inner
     return found
 
 
@@ -114,6 +121,10 @@ def rotated(image, *, order, axis, degrees):
 
 def padded(image):
     return np.pad(image, ROOM).astype(np.float32)
+
+
+def inner(image):
+    return image[(slice(ROOM, -ROOM),) * 3]
 
 
 def same(image):
