@@ -5,8 +5,8 @@ usage: python -m tests.benchmarks.robustness --data-path VAL [--weights FILE] [-
 
 The healthy mask alone is filled. Changes of intensity are taken back before a fill is scored against the truth as it
 was; noise cannot be taken back, and the fill of a noisy scan is compared with the truth without it. Where the scan is
-moved, truth and masks move with it, and the fill is scored there, in a volume of the same size. What is random follows from the case's name. Cases
-in the table are not run again.
+moved, truth and masks move with it, and the fill is scored there, in a volume of the same size. What is random follows
+from the case's name. Cases in the table are not run again.
 """
 
 import argparse
