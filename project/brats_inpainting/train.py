@@ -142,6 +142,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         raise ConfigError("training needs accelerate\n  pip install 'brats-inpainting[train]'") from error
+    torch.backends.cudnn.benchmark = config.unet.dims == 3  # all windows have one shape: search for its fastest kernels
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=_precision(config).replace("fp32", "no"),

@@ -74,7 +74,8 @@ def test_a_window_holds_the_truth_a_mask_and_where_it_is(recipe, scans):
         assert torch.equal(batch.context_N1V, batch.truth_N1V * (1 - batch.mask_N1V))
         assert 0 <= item.t < 1000
         case, z = item.place_2.tolist()
-        place, shift = where(batch, scans[case], z)
+        place, shift = where(batch, scans[case])
+        assert place[0] == z if dims == 2 else place[0].start + window // 2 == z
         framed = [np.moveaxis(np.asarray(a, np.float32), 0, 2) for a in arrays(scans[case])]
         for part, whole in zip((batch.truth_N1V, batch.mask_N1V), framed, strict=True):
             assert np.array_equal(part[0, 0].numpy(), whole[*place[1:], place[0]])
@@ -85,10 +86,9 @@ def arrays(scan):
     return scan.image_SHW / np.float32(LEVELS), scan.healthy.within((0, 0, 0), SHAPE)
 
 
-def where(batch, scan, z):
+def where(batch, scan):
     """Return the place that positions speak of, and how far they are from whole voxels."""
     shape = batch.truth_N1V.shape[2:]
-    z, *sides = z, *[None] * 2
     middles = [
         float(batch.position_N3V[0, axis].mean()) * (side.stop - side.start) / 2 + (side.start + side.stop - 1) / 2
         for axis, side in enumerate(scan.box[1:] + scan.box[:1])

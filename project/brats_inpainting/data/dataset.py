@@ -171,7 +171,7 @@ def batches(
     Yields:
         Epoch and batch to go on with after this one, and this process's share in ``config.accumulate`` parts.
     """
-    shapes = _shapes(config)
+    shapes = pool(config)
     part = config.batch_size // (world * config.accumulate)
     for drawn in ahead(partial(Epoch, scans, shapes, config), count(epoch)):  # the next epoch's masks meanwhile
         current = drawn.result()
@@ -187,8 +187,8 @@ def batches(
         epoch, batch = epoch + 1, 0
 
 
-def _shapes(config: TrainConfig) -> list[np.ndarray]:
-    """Draw the pool of compartments; in three dimensions they are turned once, and each mask flips one."""
+def pool(config: TrainConfig) -> list[np.ndarray]:
+    """Draw the compartments of synthetic masks; in three dimensions they are turned once, and each mask flips one."""
     if config.masks == "files":
         return []
     rng = np.random.default_rng(config.seed)
