@@ -1,7 +1,8 @@
 """Training on a borrowed GPU in one command, where there is no network and little more than PyTorch.
 
 Here, pack everything that the run needs into one file of at most 50 MB: the code, the packages that are missing there,
-a recipe, and the scans, every second slice of them and their grey levels in 64 steps (well below their noise):
+a recipe, and the scans, their grey levels in 64 steps (well below their noise), and every second slice of them unless
+the recipe's network is three-dimensional, which needs them all:
 
     python project/gpu_run.py pack --data-path TRAIN --output-file run.tar
 
@@ -50,6 +51,8 @@ def main() -> None:
 
 def pack(data_path: Path, output_file: Path, recipe: Path, python: str) -> None:
     """Write the pack; exits with a message where it is larger than 50 MB."""
+    from brats_inpainting.parameters import read_recipe
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         shutil.copy(__file__, root)
@@ -59,11 +62,12 @@ def pack(data_path: Path, output_file: Path, recipe: Path, python: str) -> None:
             HERE / "brats_inpainting", root / "packages" / "brats_inpainting", dirs_exist_ok=True, ignore=unwanted
         )
         _packages(root / "packages", python)
+        every = 1 if read_recipe(recipe).unet.dims == 3 else EVERY
         scans = sorted([*data_path.glob("*-t1n.nii.gz"), *data_path.glob("*/*-t1n.nii.gz")])
         for path in scans:
             for kind in ("t1n", "mask-healthy", "mask-unhealthy"):
                 if (file := path.with_name(path.name.replace("t1n", kind))).exists():
-                    _thinned(file, root / "data" / path.name.removesuffix("-t1n.nii.gz") / file.name)
+                    _thinned(file, root / "data" / path.name.removesuffix("-t1n.nii.gz") / file.name, every)
         with tarfile.open(output_file, "w:xz") as tar:
             tar.add(root, ".")
     size = output_file.stat().st_size
@@ -96,18 +100,18 @@ def train(minutes: float, output_path: Path, work_path: Path) -> None:
         (output_path / f"{latest.name}.part{number:03d}").write_bytes(content[start : start + PART])
 
 
-def _thinned(source: Path, target: Path) -> None:
-    """Write every second slice of a volume, in 64 grey levels if it is no mask."""
+def _thinned(source: Path, target: Path, every: int) -> None:
+    """Write one slice of so many of a volume, in 64 grey levels if it is no mask."""
     import nibabel as nib
     import numpy as np
 
     image = nib.load(source)
-    volume = np.asanyarray(image.dataobj)[:, :, ::EVERY].astype(np.float32)
+    volume = np.asanyarray(image.dataobj)[:, :, ::every].astype(np.float32)
     if "mask" not in source.name:
         white = np.percentile(volume, 99.9)
         volume = np.ceil(volume.clip(0, white) / white * (LEVELS - 1))  # up: brain stays apart from the background
     target.parent.mkdir(parents=True, exist_ok=True)
-    affine = image.affine @ np.diag([1, 1, EVERY, 1])
+    affine = image.affine @ np.diag([1, 1, every, 1])
     plain = target.with_suffix("")  # the pack is compressed as a whole
     nib.save(nib.Nifti1Image(volume.astype(np.uint8), affine), plain)
 

@@ -14,12 +14,14 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from brats_inpainting import optimiser
 from brats_inpainting import train as training
-from brats_inpainting.config import BUNDLED_WEIGHTS, DiffusionConfig, SamplingConfig, TrainConfig, UNetConfig
+from brats_inpainting.config import BUNDLED, DiffusionConfig, SamplingConfig, TrainConfig, UNetConfig
 from brats_inpainting.data import cache, folds
+from brats_inpainting.data.augment import augment
 from brats_inpainting.data.dataset import Epoch
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.process import Schedule, predict
@@ -112,8 +114,8 @@ def test_training_learns_and_its_weights_load(run, tmp_path):
     assert weights.diffusion == RECIPE.diffusion
     assert weights.ema
     assert weights.notes["step"] == 120
-    losses = [line["loss"] for line in lines(tmp_path / "run")]
-    assert losses[-1] < 0.8 * losses[0]  # the last twenty steps against the first
+    errors = [line["mse"] for line in lines(tmp_path / "run")]  # the bound of one window at t = 0 may outweigh all
+    assert errors[-1] < 0.8 * errors[0]  # the last twenty steps against the first
     assert (tmp_path / "run" / "curves.png").exists()
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [line["step"] for line in lines(tmp_path / "run")]
@@ -347,13 +349,13 @@ def test_one_slice_is_learned_by_heart(prepared, tmp_path):
     """overfit.yaml, the first diagnosis, on the full set: the error of the noise inside the mask falls below 1 %."""
     recipe = read_recipe(PARAMETERS / "overfit.yaml")
     cached, scans = prepared
-    item = Epoch(cache.prepare(cache.find(scans), cached), [], recipe, 0)[0]
+    first = Epoch(cache.prepare(cache.find(scans), cached), [], recipe, 0)[0]
+    batch = augment(default_collate([first] * 20), recipe.augmentation)
 
     def error(network):
         schedule, low, high = Schedule.linear(recipe.diffusion.steps), *recipe.diffusion.image_range
-        x0 = (low + (high - low) * item.truth_1hw[None]).expand(20, -1, -1, -1)
-        mask = item.mask_1hw[None].expand(20, -1, -1, -1)
-        b = low + (high - low) * (item.truth_1hw * (1 - item.mask_1hw))[None].expand(20, -1, -1, -1)
+        x0, b = (low + (high - low) * image for image in (batch.truth_N1V, batch.context_N1V))
+        mask = batch.mask_N1V
         t = torch.arange(0, recipe.diffusion.steps, recipe.diffusion.steps // 20)
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
         x_t = schedule.q_sample(x0, t, noise)
@@ -436,7 +438,7 @@ def test_the_bundled_recipe_stays_within_five_gflop_a_window():
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         UNet(recipe.unet)(torch.zeros(1, 3, side, side), torch.zeros(1))
     assert flops.get_total_flops() == pytest.approx(3.7e9, rel=0.01)  # as the model card says, rounded
-    weights = checkpoint.load(BUNDLED_WEIGHTS)
+    weights = checkpoint.load(BUNDLED["small-2"])
     assert weights.network.config == recipe.unet
     assert weights.diffusion == recipe.diffusion
 
@@ -460,8 +462,8 @@ def test_muon_learns_and_resumes_bit_for_bit(run, tmp_path):
     )
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses[-1] < 0.7 * losses[0]
+    errors = [row["mse"] for row in rows if "loss" in row]  # the bound of a single early timestep may outweigh all
+    assert errors[-1] < 0.7 * errors[0]
 
 
 def test_muon_moves_filters_alike_in_all_directions_and_the_rest_as_adamw():
@@ -488,3 +490,60 @@ def test_training_begins_with_given_weights_and_says_so_in_what_it_writes(run):
     assert old.sha256 in second.read_bytes()[:20000].decode(errors="replace")
     with pytest.raises(ConfigError, match="of another network or diffusion"):
         run("third", with_(unet=UNET.model_copy(update={"multipliers": (1, 2)})), initial_weights=first)
+
+
+BOXES = with_(
+    unet={"dims": 3, "patch": 2, "position": True, "in_channels": 6, "width": 32, "multipliers": (1,), "blocks": 1}
+    | {"attention_at": (), "out_channels": 1},
+    diffusion={"prediction": "x0", "image_range": (-1, 1), "window": 16},
+    augmentation={"flip": True, "affine": 10, "elastic": 1, "contrast": 0.06, "gamma": 0.3}
+    | {"bias": 0.06, "noise": 0.01, "position": 0.04},
+    optimiser="muon",
+    lr=3e-3,
+    clip=4.0,
+    ema_warmup=True,
+    last_timestep=0.5,
+    weighting="region",
+    weight_outside=0.05,
+    ssim=0.12,
+    validation={"sampler": "ddim", "steps": 1, "noise": "independent", "smoothing": 0},
+)
+
+
+def test_training_in_three_dimensions_resumes_bit_for_bit_and_validates(run, tmp_path):
+    recipe = with_(BOXES, precision="bf16", max_steps=8, save_every=4, report_every=4)
+    validated = with_(recipe, held_out=1, validate_every=8, validation_cases=1)
+    weights = checkpoint.load(run("whole", validated))
+    run("halves", with_(validated, max_steps=4, validation_cases=0))
+    run("halves", with_(validated, validation_cases=0), resume=True)
+    assert_equal(*(state(tmp_path / name, 8)["network"] for name in ("whole", "halves")))
+    assert_equal(*(state(tmp_path / name, 8)["averages"] for name in ("whole", "halves")))
+    assert weights.network.config == recipe.unet
+    scores = lines(tmp_path / "whole")[-1]
+    assert 0 < scores["ssim"] < 1
+    assert all(0 < line["ssim_term"] < 0.06 for line in lines(tmp_path / "halves"))  # half of 0.12 × (1 − SSIM)
+
+
+def test_a_network_of_boxes_learns_to_see_the_noise(run, tmp_path):
+    diffusion = BOXES.diffusion.model_copy(update={"prediction": "eps"})
+    run(recipe=with_(BOXES, diffusion=diffusion, ssim=0.0, max_steps=30, save_every=30))
+    losses = [line["loss"] for line in lines(tmp_path / "run")]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_moving_average_that_warms_up_forgets_the_first_weights(run, tmp_path):
+    last = {}
+    for warm in (False, True):
+        run(str(warm), with_(max_steps=3, save_every=1, keep=3, ema=(0.999,), ema_warmup=warm))
+        saved = [state(tmp_path / str(warm), step) for step in (1, 2, 3)]
+        name = next(name for name in saved[0]["network"] if name.startswith("out.2"))
+        networks, last[warm] = [one["network"][name] for one in saved], saved[2]["averages"][0]["module." + name]
+    rates = {False: (0.999, 0.999), True: (2 / 11, 3 / 12)}
+    for warm, (second, third) in rates.items():
+        expected = third * (second * networks[0] + (1 - second) * networks[1]) + (1 - third) * networks[2]
+        torch.testing.assert_close(last[warm], expected)
+
+
+def test_channels_that_do_not_fit_the_inputs_are_refused():
+    with pytest.raises(ValueError, match="in_channels is 3"):
+        TrainConfig.model_validate({"unet": {"position": True}})

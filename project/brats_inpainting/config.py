@@ -166,34 +166,50 @@ def sampling(preset: str, dims: int, **overrides: Any) -> SamplingConfig:
 
 
 class Augmentation(Settings):
-    """How training slices are varied; nothing by default, as in the paper.
+    """How training windows are varied; nothing by default, as in the paper.
 
-    ``flip`` mirrors left and right; ``affine`` rotates by up to so many degrees and scales by up to so many per cent;
-    ``gamma`` raises intensities to a power of up to e**gamma; ``bias`` is the standard deviation of the logarithm of a
-    smooth field, ``noise`` the largest standard deviation of added noise in [0, 1].
+    ``flip`` mirrors left and right, the mask too. The other changes leave the mask in place and move the brain beneath
+    it: ``affine`` rotates about every axis by up to so many degrees and scales along each by up to so many per cent;
+    ``elastic`` is the largest standard deviation of a smooth displacement in voxels. ``contrast`` scales intensities
+    by up to that share, ``gamma`` raises them to a power of up to e**gamma; ``bias`` is the standard deviation of the
+    logarithm of a smooth field. ``noise`` is the largest standard deviation of noise in [0, 1] that is added to the
+    known voxels which the network sees, not to the truth. ``position`` is the largest shift, and the largest change of
+    scale, of the position channels.
     """
 
     flip: bool = False
     affine: float = Field(default=0.0, ge=0, le=45)
+    elastic: float = Field(default=0.0, ge=0, le=16)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
     gamma: float = Field(default=0.0, ge=0, le=2)
     bias: float = Field(default=0.0, ge=0, le=1)
     noise: float = Field(default=0.0, ge=0, le=0.5)
+    position: float = Field(default=0.0, ge=0, le=0.5)
 
 
 class TrainConfig(Settings):
     """A training recipe; the defaults are the paper's (§3.2).
 
-    ``batch_size`` slices make a step, shared among all processes, in ``accumulate`` parts each. The learning rate rises
-    over ``warmup`` steps and falls linearly over the last ``decay``; gradients are clipped to the norm ``clip`` if
-    given. Each rate in ``ema`` gets its moving average; inference takes the first. A pixel outside the mask weighs
-    ``weight_outside`` times one inside. ``held_out`` subjects of each fold are kept for validation; ``validation`` says
-    how they are filled. ``limit`` trains on the same few slices for ever. ``checkpointing`` trades time for memory.
+    ``batch_size`` windows make a step, shared among all processes, in ``accumulate`` parts each. A network of two
+    dimensions trains on all slices of the masks; one of three on ``windows_per_scan`` boxes of each scan in an epoch.
+    The learning rate rises over ``warmup`` steps and falls linearly over the last ``decay``; gradients are clipped to
+    the norm ``clip`` if given. Each rate in ``ema`` gets its moving average; inference takes the first.
+    ``ema_warmup`` limits the rate to (1 + step) / (10 + step), so that short runs forget their first weights.
+
+    ``last_timestep`` is the share of each batch at t = T − 1; all other timesteps are uniform. The squared error is a
+    weighted mean over the window: with ``weighting: voxel`` a voxel outside the mask weighs ``weight_outside`` times
+    one inside; with ``region`` the loss is the mean inside plus ``weight_outside`` times the mean outside. ``ssim`` is
+    the weight of 1 − SSIM of x̂_0 inside the mask, added for windows at t = T − 1.
+
+    ``held_out`` subjects of each fold are kept for validation; ``validation`` says how they are filled. ``limit``
+    trains on the same few windows for ever. ``checkpointing`` trades time for memory.
     """
 
     unet: UNetConfig = UNetConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     masks: Literal["files", "synthetic", "both"] = "files"
     augmentation: Augmentation = Augmentation()
+    windows_per_scan: PositiveInt = 64
     held_out: int = Field(default=10, ge=0)
     limit: PositiveInt | None = None
     seed: int = Field(default=0, ge=0)
@@ -207,7 +223,11 @@ class TrainConfig(Settings):
     decay: PositiveInt = 1
     clip: float | None = Field(default=None, gt=0)
     ema: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(default=(0.9999,), min_length=1)
+    ema_warmup: bool = False
+    last_timestep: float = Field(default=0.0, ge=0, le=1)
+    weighting: Literal["voxel", "region"] = "voxel"
     weight_outside: float = Field(default=1.0, ge=0)
+    ssim: float = Field(default=0.0, ge=0)
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpointing: bool = False
@@ -225,5 +245,12 @@ class TrainConfig(Settings):
     def _windows_fit(self) -> Self:
         window, stride = self.diffusion.window, self.unet.stride
         if window > FRAME or window % stride:
-            raise ValueError(f"windows of {window} pixels: more than {FRAME}, or no multiple of the network's {stride}")
+            raise ValueError(f"windows of {window} voxels: more than {FRAME}, or no multiple of the network's {stride}")
+        return self
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> Self:
+        channels = 6 if self.unet.position else 3
+        if self.unet.in_channels != channels:
+            raise ValueError(f"in_channels is {self.unet.in_channels}, but b, m, x_t and the positions are {channels}")
         return self

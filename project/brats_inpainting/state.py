@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from brats_inpainting import optimiser
 from brats_inpainting.config import DiffusionConfig, TrainConfig
 from brats_inpainting.data.volume import make_writable, whole_or_not_at_all
 from brats_inpainting.diffusion import checkpoint
-from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.diffusion.unet import MEMORY_FORMAT, UNet
 from brats_inpainting.errors import ConfigError, InpaintingError
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ FREE = {
 
 @dataclass
 class State:
-    """Network, moving averages, optimiser, and the place in the stream of slices, from which all randomness follows."""
+    """Network, moving averages, optimiser, and the place in the stream from which all randomness follows."""
 
     config: TrainConfig
     fold: int
@@ -60,7 +59,7 @@ class State:
             ConfigError: when those weights are of another network, or mean something else.
         """
         torch.manual_seed(config.seed)
-        network = UNet(config.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = UNet(config.unet).to(memory_format=MEMORY_FORMAT[config.unet.dims])  # type: ignore[call-overload]
         origin = ""
         if initial:
             given = checkpoint.load(initial)
@@ -69,7 +68,7 @@ class State:
             network.load_state_dict(given.network.state_dict())
             origin = given.sha256
         network.checkpointing = config.checkpointing
-        averages = [AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(rate)) for rate in config.ema]
+        averages = [AveragedModel(network) for _ in config.ema]
         return cls(config, fold, data, network, averages, optimiser.choose(network, config), origin=origin)
 
     @property
@@ -121,8 +120,8 @@ class State:
 
     def advance(self, epoch: int, batch: int) -> None:
         """Count a step; the next begins at this place of the stream."""
-        for average in self.averages:
-            average.update_parameters(self.network)
+        for average, rate in zip(self.averages, self.config.ema, strict=True):
+            self._follow(average, rate)
         self.step, self.epoch, self.batch = self.step + 1, epoch, batch
 
     def check(self) -> None:
@@ -163,17 +162,22 @@ class State:
             self._write_weights()
             log.info("step %d scores best so far: %s", self.step, self.weights_path)
 
+    @torch.no_grad()
+    def _follow(self, average: AveragedModel, rate: float) -> None:
+        """Take the network into an average; its own ``update_parameters`` would wait for the GPU."""
+        limit = (1 + self.step) / (10 + self.step) if self.config.ema_warmup else 1.0
+        mix = get_ema_multi_avg_fn(min(rate, limit) if self.step else 0.0)  # the first step is copied
+        mix(list(average.module.parameters()), list(self.network.parameters()), average.n_averaged)
+        average.n_averaged += 1
+
     def _write_weights(self) -> None:
         with whole_or_not_at_all(self.weights_path) as hidden:
             export(self.averages[0].module.state_dict(), self.config, self.step, hidden, origin=self.origin)
 
     def _check(self, path: Path) -> None:
         ours = self.config.model_dump(mode="json") | {"fold": self.fold, "data": self.data}
-        theirs = (
-            {"optimiser": "adamw"}
-            | json.loads(self.stored["config"])
-            | {name: self.stored[name] for name in ("fold", "data")}
-        )
+        begun_with = TrainConfig.model_validate_json(self.stored["config"])  # what it does not name is at its default
+        theirs = begun_with.model_dump(mode="json") | {name: self.stored[name] for name in ("fold", "data")}
         if differing := sorted(name for name in ours if name not in FREE and ours[name] != theirs.get(name)):
             raise ConfigError(
                 f"{path}: the run there has another {', '.join(differing)}\n"

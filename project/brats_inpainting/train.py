@@ -1,6 +1,6 @@
 """One visible training loop (paper §3.2): on a CPU, a GPU, or as many processes as torchrun starts.
 
-Shapes: S slices of a process's part of a batch, H W a window.
+Shapes: N windows of a process's part of a batch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import cache, dataset, folds
+from brats_inpainting.data.augment import Item, augment
 from brats_inpainting.data.cache import Files, Scan
-from brats_inpainting.data.dataset import Item
-from brats_inpainting.diffusion.process import Losses, Schedule, training_losses
+from brats_inpainting.diffusion.process import Schedule
 from brats_inpainting.errors import ConfigError, InpaintingError
 from brats_inpainting.journal import Journal
+from brats_inpainting.loss import Terms, terms
 from brats_inpainting.state import State
 from brats_inpainting.validate import Validation
 
@@ -60,7 +61,7 @@ def train(
         config: network, diffusion and recipe.
         fold: whose held-out subjects validate.
         resume: go on from the last state in ``output_path``, bit for bit as if nothing had happened.
-        cache_path: folder of the prepared slices; inside ``output_path`` if not given.
+        cache_path: folder of the prepared scans; inside ``output_path`` if not given.
         validation_path: complete cases that validate, instead of a fold's; then all of ``data_path`` trains.
         initial_weights: a weights file to begin with, of the recipe's network and diffusion; else at random.
         minutes: stop earlier, with the state written, when so many have passed.
@@ -99,10 +100,10 @@ def train(
     for epoch, batch, parts in islice(stream, max(0, config.max_steps - state.step)):
         _set_rate(optimiser, _learning_rate(config, state.step))
         for part in parts:
-            item = Item(*(tensor.to(accelerator.device) for tensor in part))
+            item = part.to(accelerator.device)
             with accelerator.accumulate(network):  # the optimiser steps after the last part
-                losses = _losses(network, schedule, config, item)
-                accelerator.backward((losses.mse_N + losses.vb_N).mean())
+                losses = terms(network, schedule, config, augment(item, config.augmentation))
+                accelerator.backward(losses.total_N.mean())
                 _clip(accelerator, network, config)
                 optimiser.step()
                 optimiser.zero_grad()
@@ -141,6 +142,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         raise ConfigError("training needs accelerate\n  pip install 'brats-inpainting[train]'") from error
+    torch.backends.cudnn.benchmark = config.unet.dims == 3  # all windows have one shape: search for its fastest kernels
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=_precision(config).replace("fp32", "no"),
@@ -165,24 +167,6 @@ def _precision(config: TrainConfig) -> str:
 def _learning_rate(config: TrainConfig, step: int) -> float:
     """Warm up linearly, stay, and fall linearly to the end."""
     return config.lr * min(1, (step + 1) / config.warmup, (config.max_steps - step) / config.decay)
-
-
-def _losses(network: torch.nn.Module, schedule: Schedule, config: TrainConfig, item: Item) -> Losses:
-    """Return the hybrid loss of each slice; b is the truth with the mask set to 0 (§3.1)."""
-    low, high = config.diffusion.image_range
-    voided_N1V = item.truth_1hw * (1 - item.mask_1hw)
-    x0_N1V, b_N1V = (low + (high - low) * image for image in (item.truth_1hw, voided_N1V))
-    weight_N1V = item.mask_1hw + config.weight_outside * (1 - item.mask_1hw)
-    return training_losses(
-        network,
-        schedule,
-        config.diffusion,
-        x0_N1V,
-        torch.cat([b_N1V, item.mask_1hw], dim=1),
-        t_N=item.t,
-        noise_N1V=item.noise_1hw,
-        weight_N1V=weight_N1V / weight_N1V.mean(dim=(1, 2, 3), keepdim=True),
-    )
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
@@ -231,29 +215,31 @@ class _Seen:
     config: TrainConfig
     rows: list[Tensor] = field(default_factory=list)
 
-    def add(self, item: Item, losses: Losses) -> None:
-        """Note timestep, both losses and place of each slice."""
-        columns = (item.t[:, None], losses.mse_N[:, None], losses.vb_N[:, None], item.place)
+    def add(self, item: Item, losses: Terms) -> None:
+        """Note timestep, the terms of the loss and the place of each window."""
+        columns = (item.t[:, None], *(term_N[:, None] for term_N in losses), item.place_2)
         self.rows.append(torch.cat([column.detach().double() for column in columns], dim=1))
 
     def figures(self, accelerator: Accelerator, step: int) -> dict[str, float]:
         """Return the mean losses over all processes, and the squared error by quartile of the timestep.
 
         Raises:
-            InpaintingError: when a loss was not finite, with the slices where it was not.
+            InpaintingError: when a loss was not finite, with the windows where it was not.
         """
         rows = accelerator.gather(torch.cat(self.rows)).cpu()
         self.rows.clear()
-        t, mse, vb, scan, z = rows.T
-        if (bad := ~torch.isfinite(mse + vb)).any():
+        t, mse, vb, ssim, scan, z = rows.T
+        if (bad := ~torch.isfinite(mse + vb + ssim)).any():
             where = {f"{self.scans[int(i)].id} slice {int(k)}" for i, k in zip(scan[bad], z[bad], strict=True)}
             raise InpaintingError(
                 f"the loss is not finite at or before step {step}: {', '.join(sorted(where)[:8])}\n"
-                "  The last state is from before. Look at those slices; lower lr, set clip, or take bf16 for fp16."
+                "  The last state is from before. Look there; lower lr, set clip, or take bf16 for fp16."
             )
         quarter = (4 * t / self.config.diffusion.steps).long()
         by_quarter = {f"mse_q{q + 1}": float(mse[quarter == q].mean()) for q in range(4) if (quarter == q).any()}
-        return {"loss": float((mse + vb).mean()), "mse": float(mse.mean()), "vb": float(vb.mean())} | by_quarter
+        parts = {"mse": mse, "vb": vb} | ({"ssim_term": ssim} if self.config.ssim else {})
+        means = {name: float(term.mean()) for name, term in parts.items()}
+        return {"loss": sum(means.values())} | means | by_quarter
 
 
 class _Stop:

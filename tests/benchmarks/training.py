@@ -1,4 +1,4 @@
-"""Slices a second of our training step beside a guided-diffusion-style one, and of the loader; all in one run.
+"""Windows a second of our training step beside a guided-diffusion-style one, and of the loader; all in one run.
 
 usage: python -m tests.benchmarks.training [--data FOLDER] [--recipe small.yaml] [--batch 8] [--rounds 5]
 
@@ -14,17 +14,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from brats_inpainting.config import TrainConfig
-from brats_inpainting.data import cache, dataset, masks
-from brats_inpainting.data.dataset import Epoch, Item
+from brats_inpainting.data import cache, dataset
+from brats_inpainting.data.augment import Batch
+from brats_inpainting.data.dataset import Epoch
 from brats_inpainting.diffusion.process import Schedule
 from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.loss import terms
 from brats_inpainting.parameters import read_recipe
 from brats_inpainting.state import State
-from brats_inpainting.train import _losses
 
 RECIPES = Path(__file__).parents[2] / "workspace" / "parameters"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,18 +47,17 @@ def main():
 
 
 def compare(recipe, rounds):
-    side = recipe.diffusion.window
-    item = Item(
-        *(torch.rand(recipe.batch_size, 1, side, side, device=DEVICE) for _ in range(3)),
-        torch.randint(recipe.diffusion.steps, (recipe.batch_size,), device=DEVICE),
-        torch.zeros(recipe.batch_size, 2),
-    )
+    shape = [recipe.diffusion.window] * recipe.unet.dims
+    truth, context, mask, noise = torch.rand(4, recipe.batch_size, 1, *shape, device=DEVICE)
+    position = torch.rand(recipe.batch_size, 3, *shape, device=DEVICE)
+    t = torch.randint(recipe.diffusion.steps, (recipe.batch_size,), device=DEVICE)
+    batch = Batch(truth, context, mask, position, noise, t)
     steps = {"guided-diffusion's": theirs(recipe), "ours": ours(recipe), "ours, bf16": ours(recipe, torch.bfloat16)}
     seconds = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
             started = time.perf_counter()
-            step(item)
+            step(batch)
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             if turn:  # the first turn warms up
@@ -66,7 +65,7 @@ def compare(recipe, rounds):
     base = statistics.median(seconds["guided-diffusion's"])
     for name, taken in seconds.items():
         median = statistics.median(taken)
-        print(f"  {name:20} {recipe.batch_size / median:8.2f} slices/s   {base / median:.2f}×")
+        print(f"  {name:20} {recipe.batch_size / median:8.2f} windows/s   {base / median:.2f}×")
 
 
 def ours(recipe, dtype=torch.float32):
@@ -75,10 +74,12 @@ def ours(recipe, dtype=torch.float32):
     state.resume(DEVICE, None)
     schedule = Schedule.linear(recipe.diffusion.steps)
 
-    def step(item):
+    def network(x, t):
         with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
-            losses = _losses(state.network, schedule, recipe, item)
-        (losses.mse_N + losses.vb_N).mean().backward()
+            return state.network(x, t)
+
+    def step(batch):
+        terms(network, schedule, recipe, batch).total_N.mean().backward()
         state.optimiser.step()
         state.optimiser.zero_grad()
         state.advance(0, 0)
@@ -93,13 +94,12 @@ def theirs(recipe: TrainConfig):
     optimiser = torch.optim.AdamW(network.parameters(), recipe.lr, weight_decay=0)
     schedule = Schedule.linear(recipe.diffusion.steps)
 
-    def step(item):
+    def step(batch):
         for parameter in network.parameters():
             if parameter.grad is not None:
                 parameter.grad.detach_()
                 parameter.grad.zero_()
-        losses = _losses(network, schedule, recipe, item)
-        (losses.mse_N + losses.vb_N).mean().backward()
+        terms(network, schedule, recipe, batch).total_N.mean().backward()
         for parameter in network.parameters():
             torch.norm(parameter).item()
             torch.norm(parameter.grad).item()
@@ -120,19 +120,19 @@ def loader(recipe, folder):
         per_scan = f"{prepared / len(files):.2f} s and {size / len(files) / 1e6:.0f} MB a scan"
         whole = f"{prepared / len(files) * SUBJECTS / 60:.0f} min and {size / len(files) * SUBJECTS / 1e9:.0f} GB"
         print(f"  preparing {len(files)} scans: {per_scan}; {whole} for {SUBJECTS}")
-        shapes = masks.compartments(np.random.default_rng(0), dataset.SHAPES)
+        shapes = dataset.pool(recipe)
         started = time.perf_counter()
-        slices = len(Epoch(scans, shapes, recipe, 0))
+        windows = len(Epoch(scans, shapes, recipe, 0))
         drawn = (time.perf_counter() - started) / len(files)
-        whole = f"{slices / len(files) * SUBJECTS:,.0f} slices and {drawn * SUBJECTS / 60:.1f} min for {SUBJECTS}"
-        print(f"  an epoch: {slices:,} slices, masks drawn in {drawn:.2f} s a scan; {whole}")
+        whole = f"{windows / len(files) * SUBJECTS:,.0f} windows and {drawn * SUBJECTS / 60:.1f} min for {SUBJECTS}"
+        print(f"  an epoch: {windows:,} windows, masks drawn in {drawn:.2f} s a scan; {whole}")
         stream = dataset.batches(scans, recipe, epoch=0, batch=0)
         next(stream)
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < 10:
             next(stream)
             count += recipe.batch_size
-        print(f"  loader, one process {count / (time.perf_counter() - started):8.0f} slices/s")
+        print(f"  loader, one process {count / (time.perf_counter() - started):8.0f} windows/s")
 
 
 if __name__ == "__main__":

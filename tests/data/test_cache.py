@@ -60,7 +60,7 @@ def test_the_healthy_mask_and_the_distance_to_the_tumour_are_kept(scans, tmp_pat
     planes = np.flatnonzero(healthy.any(axis=(1, 2)))
     assert prepared.healthy.planes == planes.tolist()
     for z in planes:
-        np.testing.assert_array_equal(prepared.healthy.plane(int(z), healthy.shape[1:]), healthy[z])
+        np.testing.assert_array_equal(prepared.healthy.within((int(z), 0, 0), (1, *healthy.shape[1:]))[0], healthy[z])
     np.testing.assert_array_equal(prepared.distance_SHW == 0, tumour)
 
 

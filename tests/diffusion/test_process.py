@@ -130,14 +130,14 @@ def test_the_learned_variance_runs_from_the_posteriors_to_beta():
 def test_a_perfect_network_has_no_loss(truth, kind):
     x0, eps, _ = truth
     perfect = torch.cat([outputs(x0, eps)[kind], -torch.ones(SHAPE)], dim=1)
-    mse, vb = losses(perfect, x0, eps, kind=kind)
+    mse, vb, _ = losses(perfect, x0, eps, kind=kind)
     assert float(mse.max()) < 1e-12  # squares of float32 rounding
     assert float(vb.abs().max()) < 1e-4  # rounding of x̂_0, over the small posterior variance
 
 
 def test_a_network_without_a_variance_channel_has_no_bound(truth):
     x0, eps, _ = truth
-    mse, vb = losses(eps + 1, x0, eps)
+    mse, vb, _ = losses(eps + 1, x0, eps)
     torch.testing.assert_close(mse, torch.ones(3), rtol=FLOAT32, atol=0)
     assert torch.equal(vb, torch.zeros(3))
 
@@ -145,7 +145,7 @@ def test_a_network_without_a_variance_channel_has_no_bound(truth):
 def test_the_bound_teaches_the_variance_and_leaves_the_mean_alone(truth):
     x0, eps, _ = truth
     out = torch.zeros(3, 2, 8, 8, requires_grad=True)
-    _, vb = losses(out, x0, eps)
+    _, vb, _ = losses(out, x0, eps)
     vb.sum().backward()
     assert not out.grad[:, 0].any()
     assert out.grad[:, 1].all()

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 LEVELS = 65535  # of the stored images
 RECORD = np.dtype([("image", np.uint16), ("distance", np.uint8)])  # a voxel on disk
+NOTES = ("start", "voxels", "box")  # what stands beside the records: the healthy mask, and where the brain is
 FAR = 255  # voxels; no tumour is farther away
 SPARE = 1.05  # of the space that the cache takes
 SCAN = re.compile(r"(?P<id>.+)[-_]t1n\.nii(\.gz)?", re.IGNORECASE)
@@ -58,16 +59,20 @@ class Files:
         given = [
             (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (self.t1n, self.healthy, self.unhealthy) if p
         ]
-        return hashlib.sha256(repr((given, PERCENTILES, FRAME, LEVELS, RECORD.descr)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((given, PERCENTILES, FRAME, LEVELS, RECORD.descr, NOTES)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A prepared case: its records on disk, mapped anew at each look so that no file stays open; its healthy mask."""
+    """A prepared case: its records on disk, mapped anew at each look so that no file stays open.
+
+    ``healthy`` is its healthy mask, ``box`` the smallest around its tissue, both in the frame.
+    """
 
     id: str
     path: Path
     healthy: Placed
+    box: tuple[slice, slice, slice]
 
     @property
     def image_SHW(self) -> np.ndarray:
@@ -179,7 +184,8 @@ def _prepare(case: Files, path: Path) -> None:
         distance_SHW = np.minimum(ndimage.distance_transform_edt(~unhealthy_SHW), FAR)
     packed_SHW = np.empty(scan.image_SHW.shape, RECORD)
     packed_SHW["image"], packed_SHW["distance"] = np.rint(scan.image_SHW * LEVELS), distance_SHW
-    np.savez_compressed(path.with_suffix(".npz"), **Placed.of(healthy_SHW)._asdict())
+    box = np.array([(side.start, side.stop) for side in scan.box])
+    np.savez_compressed(path.with_suffix(".npz"), **Placed.of(healthy_SHW)._asdict(), box=box)
     with whole_or_not_at_all(path) as hidden, hidden.open("wb") as file:  # last, for it says that the case is complete
         np.save(file, packed_SHW)
 
@@ -187,7 +193,8 @@ def _prepare(case: Files, path: Path) -> None:
 def _open(case: Files, path: Path) -> Scan:
     with np.load(path.with_suffix(".npz")) as stored:
         healthy = Placed(tuple(int(i) for i in stored["start"]), stored["voxels"])
-    return Scan(case.id, path, healthy)
+        z, rows, columns = (slice(int(a), int(b)) for a, b in stored["box"])
+    return Scan(case.id, path, healthy, (z, rows, columns))
 
 
 def _mask(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:

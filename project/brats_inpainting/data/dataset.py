@@ -1,7 +1,10 @@
-"""Training slices. Everything random about a slice follows from (seed, epoch, its place in the epoch) alone.
+"""Training windows. Everything random about one follows from (seed, epoch, its place in the epoch) alone.
 
-So a run goes on exactly where it stopped from three numbers, and any number of processes shares one stream.
-Shapes: S H W a scan's framed slices, h w a window of one.
+So a run goes on exactly where it stopped from three numbers, and any number of processes shares one stream. A window
+is a patch of a slice, or a box of the volume, as the network's dimensions say: a patch is a box one slice thick.
+
+Shapes: S H W a scan's framed slices; V the axes of a window, H W or X Y Z (= H W S); U a larger part of the scan; D
+the number of these axes.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,89 +20,139 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from brats_inpainting.config import Augmentation, TrainConfig
-from brats_inpainting.data import masks
-from brats_inpainting.data.cache import LEVELS, Scan
+from brats_inpainting.config import TrainConfig
+from brats_inpainting.data import augment, masks
+from brats_inpainting.data.augment import Item
+from brats_inpainting.data.cache import Scan
 from brats_inpainting.data.masks import Placed
-from brats_inpainting.data.volume import occupied, span
+from brats_inpainting.data.volume import cut, span
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.host import ahead
 
 log = logging.getLogger(__name__)
 
 SHAPES = 300  # compartments in the pool of synthetic masks
-
-
-class Item(NamedTuple):
-    """A slice, or a batch: truth in [0, 1], mask in {0, 1}, noise, timestep, and where it is from (scan, slice)."""
-
-    truth_1hw: Tensor
-    mask_1hw: Tensor
-    noise_1hw: Tensor
-    t: Tensor
-    place: Tensor
+Box = tuple[slice, slice, slice]
 
 
 class Epoch(Dataset[Item]):
-    """One pass over all slices that a healthy mask touches, in an order that the seed and the epoch decide."""
+    """One pass over all windows, in an order that the seed and the epoch decide.
+
+    In two dimensions these are the slices that the epoch's masks touch, one mask a scan; in three, some boxes of every
+    scan, each with a mask of its own.
+    """
 
     def __init__(self, scans: Sequence[Scan], shapes: Sequence[np.ndarray], config: TrainConfig, number: int) -> None:
-        """Draw the epoch's masks and its order.
+        """Draw the epoch's order, and in two dimensions its masks.
 
         Args:
             scans: prepared cases.
             shapes: compartments for synthetic masks.
             config: the recipe: which masks, which augmentation, the seed.
-            number: the epoch, from 0 on; with ``config.limit`` every epoch has the first few slices of epoch 0.
+            number: the epoch, from 0 on; with ``config.limit`` every epoch has the first few windows of epoch 0.
 
         Raises:
             ConfigError: when no scan has a mask.
         """
-        self.scans, self.config, self.number = scans, config, number
-        rng = np.random.default_rng([config.seed, 0 if config.limit else number])
-        self.masks = [self._mask(scan, shapes, np.random.default_rng(rng.integers(2**63))) for scan in scans]
-        places = [(i, z) for i, mask in enumerate(self.masks) for z in mask.planes]
+        self.scans, self.shapes, self.config, self.number = scans, shapes, config, number
+        self.masks: list[Placed] = []
+        rng = np.random.default_rng([config.seed, self._masks_from])
+        if config.unet.dims == 2:
+            self.masks = [self._mask(scan, np.random.default_rng(rng.integers(2**63))) for scan in scans]
+            places = [(i, z) for i, mask in enumerate(self.masks) for z in mask.planes]
+        else:
+            usable = [i for i, scan in enumerate(scans) if config.masks != "files" or scan.healthy.voxels.size]
+            places = [(i, 0) for i in usable for _ in range(config.windows_per_scan)]
         self.places = [places[i] for i in rng.permutation(len(places))][: config.limit or None]
         if not self.places:
             raise ConfigError("no scan has a mask-healthy\n  Set masks: synthetic in the recipe.")
         self.repeats = -(-config.batch_size // len(self.places))  # an epoch holds one batch at least
 
     def __len__(self) -> int:
-        """Slices in the epoch."""
+        """Windows in the epoch."""
         return len(self.places) * self.repeats
 
     def __getitem__(self, index: int) -> Item:
-        """Return a slice, augmented, in a window that covers its mask, with its timestep and its noise."""
-        rng = np.random.default_rng([self.config.seed, self.number, index])
-        scan, z = self.places[index % len(self.places)]
-        truth_HW = self.scans[scan].image_SHW[z] / np.float32(LEVELS)
-        mask_HW = self.masks[scan].plane(z, truth_HW.shape)
-        truth_HW, mask_HW = augmented(truth_HW, mask_HW, self.config.augmentation, rng)
-        window = self.config.diffusion.window
-        place = tuple(
-            span(*occupied(mask_HW.max(axis=1 - axis)), window=window, length=mask_HW.shape[axis], rng=rng)
-            for axis in (0, 1)
+        """Return a window that covers a mask, with its timestep, its noise, and how it is to be varied."""
+        config, turn = self.config, index % len(self.places)
+        rng = np.random.default_rng([config.seed, self.number, index])
+        case, z = self.places[turn]
+        scan, dims, window = self.scans[case], config.unet.dims, config.diffusion.window
+        if dims == 2:
+            mask, covered = self.masks[case], _slice(self.masks[case], z)
+        else:
+            mask = self._mask(scan, np.random.default_rng([config.seed, self._masks_from, turn, 1]))
+            covered = _component(mask, rng)
+        size_SHW = (1 if dims == 2 else window, window, window)
+        start_SHW = [
+            span(side.start, side.stop, window=size, length=length, rng=rng).start
+            for side, size, length in zip(covered, size_SHW, scan.image_SHW.shape, strict=True)
+        ]
+        drawn = augment.draw(config.augmentation, (window,) * dims, rng)
+        mask_V = _as_the_network(mask.within(start_SHW, size_SHW), dims)
+        if drawn.flip:
+            mask_V = mask_V[::-1]
+        return Item(
+            **self._source(scan, start_SHW, size_SHW, drawn),
+            mask_1V=torch.from_numpy(mask_V.copy())[None],
+            noise_1V=torch.from_numpy(rng.standard_normal((1, *mask_V.shape), np.float32)),
+            t=self._timestep(index, rng),
+            place_2=torch.tensor([case, start_SHW[0] + size_SHW[0] // 2]),
+            elastic_DK=_float(drawn.elastic_DK),
+            bias_1K=_float(drawn.bias_1K),
+            tone_2=_float(drawn.tone_2),
+            grain_1V=torch.from_numpy(drawn.grain_1V),
         )
-        truth_hw, mask_hw = (np.ascontiguousarray(a[place], np.float32) for a in (truth_HW, mask_HW))
-        noise_hw = rng.standard_normal(truth_hw.shape, np.float32)
-        t = torch.tensor(int(rng.integers(self.config.diffusion.steps)))
-        truth_1hw, mask_1hw, noise_1hw = (
-            torch.from_numpy(image_hw)[None] for image_hw in (truth_hw, mask_hw, noise_hw)
-        )
-        return Item(truth_1hw, mask_1hw, noise_1hw, t, torch.tensor([scan, z]))
 
-    def _mask(self, scan: Scan, shapes: Sequence[np.ndarray], rng: np.random.Generator) -> Placed:
+    @property
+    def _masks_from(self) -> int:
+        """The epoch whose masks are taken."""
+        return 0 if self.config.limit else self.number
+
+    def _timestep(self, index: int, rng: np.random.Generator) -> Tensor:
+        """Return T − 1 for the first few of a batch, and draw one for the others."""
+        t = int(rng.integers(self.config.diffusion.steps))
+        last = index % self.config.batch_size < round(self.config.last_timestep * self.config.batch_size)
+        return torch.tensor(self.config.diffusion.steps - 1 if last else t)
+
+    def _source(
+        self, scan: Scan, start_SHW: Sequence[int], size_SHW: Sequence[int], drawn: augment.Draw
+    ) -> dict[str, Tensor]:
+        """Cut the part of a scan that a window is resampled from, and say from where in it; both mirrored if drawn."""
+        dims, size = self.config.unet.dims, np.array(size_SHW)
+        larger = size + 2 * augment.margin(self.config.augmentation, size_SHW[1], dims) * (size > 1)
+        brain_XYZ, half_XYZ = np.roll([((b.start + b.stop - 1) / 2, (b.stop - b.start) / 2) for b in scan.box], -1, 0).T
+        middle_XYZ = np.roll(start_SHW + (size - 1) / 2, -1) - brain_XYZ
+        from_SHW = np.roll(brain_XYZ + drawn.matrix_33 @ middle_XYZ, 1)  # turned about the middle of the brain
+        first_SHW = np.rint(from_SHW - (larger - 1) / 2).astype(int)
+        shift_XYZ = np.roll(from_SHW - first_SHW - (larger - 1) / 2, -1)
+        source_U = _as_the_network(cut(scan.image_SHW, first_SHW.tolist(), larger.tolist()), dims)
+        slope_XYZ = drawn.scale_3 / half_XYZ * (1 + drawn.jitter_23[0])
+        offset_XYZ = middle_XYZ * slope_XYZ + drawn.jitter_23[1]
+        mirror_XYZ = np.array([-1 if drawn.flip else 1, 1, 1])
+        return {
+            "source_1U": torch.from_numpy(source_U[:: mirror_XYZ[0]].copy())[None],
+            "position_32": _float(np.stack([mirror_XYZ * offset_XYZ, slope_XYZ], axis=1)),
+            "matrix_DD": _float((mirror_XYZ[:, None] * drawn.matrix_33 * mirror_XYZ)[:dims, :dims]),
+            "shift_D": _float((mirror_XYZ * shift_XYZ)[:dims]),
+        }
+
+    def _mask(self, scan: Scan, rng: np.random.Generator) -> Placed:
         """Return the case's own healthy mask, or a synthetic one of one or two compartments."""
         synthetic = self.config.masks == "synthetic" or (self.config.masks == "both" and rng.random() < 0.5)
         if not synthetic:
             return scan.healthy
-        brain_SHW, mask_SHW = scan.image_SHW > 0, np.zeros(scan.image_SHW.shape, bool)
+        vary = masks.moved if self.config.unet.dims == 2 else masks.flipped  # fast: a mask a window, not one a scan
+        found: list[Placed] = []
         for _ in range(1 + (rng.random() < 0.5)):
             try:
-                mask_SHW |= masks.healthy_mask(brain_SHW, scan.distance_SHW, shapes, rng)
+                found.append(masks.place(scan.image_SHW, scan.distance_SHW, self.shapes, rng, vary=vary))
             except ValueError:  # a tumour may leave too little room for the shapes that were drawn
                 log.debug("%s: no room for a synthetic mask in epoch %d", scan.id, self.number)
-        return Placed.of(mask_SHW)
+        if found or scan.healthy.voxels.size or self.config.unet.dims == 2:
+            return found[0].joined(found[-1]) if found else scan.healthy
+        middle = tuple((side.start + side.stop) // 2 for side in scan.box)
+        return Placed(middle, np.ones((1, 1, 1), bool))  # a speck, of which next to nothing is learned
 
 
 def batches(
@@ -119,8 +171,7 @@ def batches(
     Yields:
         Epoch and batch to go on with after this one, and this process's share in ``config.accumulate`` parts.
     """
-    rng = np.random.default_rng(config.seed)
-    shapes = [] if config.masks == "files" else masks.compartments(rng, SHAPES)
+    shapes = pool(config)
     part = config.batch_size // (world * config.accumulate)
     for drawn in ahead(partial(Epoch, scans, shapes, config), count(epoch)):  # the next epoch's masks meanwhile
         current = drawn.result()
@@ -128,39 +179,47 @@ def batches(
         starts = range(batch * config.batch_size, last * config.batch_size, config.batch_size)
         mine = [range(start + rank, start + config.batch_size, world) for start in starts]
         parts = [list(share[i : i + part]) for share in mine for i in range(0, len(share), part)]
-        loader = iter(DataLoader(current, batch_sampler=parts, num_workers=config.workers))
+        pinned = torch.cuda.is_available()  # from where a GPU fetches a batch while it works on another
+        loader = iter(DataLoader(current, batch_sampler=parts, num_workers=config.workers, pin_memory=pinned))
         for following in range(batch + 1, last + 1):
             after = (epoch, following) if following < last else (epoch + 1, 0)
-            yield *after, [Item(*next(loader)) for _ in range(config.accumulate)]
+            yield *after, [next(loader) for _ in range(config.accumulate)]
         epoch, batch = epoch + 1, 0
 
 
-def augmented(
-    image_HW: np.ndarray, mask_HW: np.ndarray, how: Augmentation, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image in [0, 1] and its mask, changed as the recipe says; the background stays 0."""
-    if how.flip and rng.random() < 0.5:
-        image_HW, mask_HW = image_HW[::-1], mask_HW[::-1]
-    if how.affine:
-        matrix, centre = _affine(how.affine, rng), np.array(image_HW.shape) / 2 - 0.5
-        offset = centre - matrix @ centre
-        moved_HW = ndimage.affine_transform(mask_HW, matrix, offset, order=0)
-        if moved_HW.any():  # a speck at the edge may get lost
-            image_HW, mask_HW = ndimage.affine_transform(image_HW, matrix, offset, order=1), moved_HW
-    brain_HW = image_HW > 0
-    if how.gamma:
-        image_HW = image_HW ** np.float32(np.exp(rng.uniform(-how.gamma, how.gamma)))
-    if how.bias:
-        field_HW = ndimage.zoom(rng.standard_normal((4, 4)), np.array(image_HW.shape) / 4, order=3)
-        image_HW = image_HW * np.exp(how.bias * field_HW).astype(np.float32)
-    if how.noise:
-        level = np.float32(rng.uniform(0, how.noise))
-        image_HW = image_HW + level * rng.standard_normal(image_HW.shape, np.float32)
-    return np.where(brain_HW, image_HW, 0).clip(0, 1), mask_HW
+def pool(config: TrainConfig) -> list[np.ndarray]:
+    """Draw the compartments of synthetic masks; in three dimensions they are turned once, and each mask flips one."""
+    if config.masks == "files":
+        return []
+    rng = np.random.default_rng(config.seed)
+    shapes = masks.compartments(rng, SHAPES)
+    return shapes if config.unet.dims == 2 else [masks.moved(shape, rng) for shape in shapes]
 
 
-def _affine(size: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw a rotation by up to ``size`` degrees with scaling by up to ``size`` per cent along either axis: 2 × 2."""
-    angle = np.deg2rad(rng.uniform(-size, size))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return turn @ np.diag(1 + rng.uniform(-size, size, 2) / 100)
+def _slice(mask: Placed, z: int) -> Box:
+    """Return the box around all that a mask has in a slice."""
+    return _covered(mask, mask.voxels[z - mask.start[0]][None].astype(np.uint8), 0, first=z)
+
+
+def _component(mask: Placed, rng: np.random.Generator) -> Box:
+    """Return the box around a random connected component of a mask."""
+    labels, number = ndimage.label(mask.voxels, np.ones((3, 3, 3)))
+    return _covered(mask, labels, int(rng.integers(number)), first=mask.start[0])
+
+
+def _covered(mask: Placed, labels_SHW: np.ndarray, number: int, *, first: int) -> Box:
+    z, rows, columns = (
+        slice(start + side.start, start + side.stop)
+        for start, side in zip((first, *mask.start[1:]), ndimage.find_objects(labels_SHW)[number], strict=True)
+    )
+    return z, rows, columns
+
+
+def _as_the_network(box_SHW: np.ndarray, dims: int) -> np.ndarray:
+    """Return a box with the axes that the network sees."""
+    box_HWS = np.moveaxis(box_SHW, 0, 2)
+    return box_HWS if dims == 3 else box_HWS[..., 0]
+
+
+def _float(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))

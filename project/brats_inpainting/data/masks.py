@@ -7,12 +7,14 @@ Shapes: X Y Z a volume, A B C the box of a compartment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+
+from brats_inpainting.data.volume import cut
 
 MIN_INSIDE = 0.75  # share of the healthy mask that must lie in the brain
 MIN_DISTANCE = 5  # voxels between the healthy mask and the tumour's
@@ -38,12 +40,16 @@ class Placed(NamedTuple):
         """Indices along the first axis that the mask touches."""
         return [self.start[0] + int(i) for i in np.flatnonzero(self.voxels.any(axis=(1, 2)))]
 
-    def plane(self, index: int, shape: tuple[int, int]) -> np.ndarray:
-        """Return one plane across the first axis: bool of ``shape``."""
-        plane = np.zeros(shape, bool)
-        (_, y, x), cut = self.start, self.voxels[index - self.start[0]]
-        plane[y : y + cut.shape[0], x : x + cut.shape[1]] = cut
-        return plane
+    def within(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        """Return the part of the mask in a box of the volume: bool of ``size``."""
+        return cut(self.voxels, [a - b for a, b in zip(start, self.start, strict=True)], size)
+
+    def joined(self, other: Placed) -> Placed:
+        """Return the union with another mask of the volume."""
+        start = tuple(min(pair) for pair in zip(self.start, other.start, strict=True))
+        stops = [[a + n for a, n in zip(mask.start, mask.voxels.shape, strict=True)] for mask in (self, other)]
+        size = [max(pair) - a for pair, a in zip(zip(*stops, strict=True), start, strict=True)]
+        return Placed(start, self.within(start, size) | other.within(start, size))
 
 
 def compartment(rng: np.random.Generator, voxels: float) -> np.ndarray:
@@ -65,13 +71,18 @@ def compartments(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     return [compartment(rng, size) for size in sizes]
 
 
+def flipped(shape_ABC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the compartment after random flips."""
+    return np.flip(shape_ABC, tuple(np.flatnonzero(rng.random(3) < 0.5)))
+
+
 def moved(shape_ABC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the compartment after random flips and a random rotation, in its new bounding box."""
-    flipped = np.flip(shape_ABC, tuple(np.flatnonzero(rng.random(3) < 0.5)))
-    size = int(np.ceil(np.linalg.norm(flipped.shape))) + 2
+    shape_ABC = flipped(shape_ABC, rng)
+    size = int(np.ceil(np.linalg.norm(shape_ABC.shape))) + 2
     matrix = Rotation.random(rng=rng).as_matrix()
-    offset = np.array(flipped.shape) / 2 - 0.5 - matrix @ (np.full(3, size) / 2 - 0.5)
-    return _cut(ndimage.affine_transform(flipped, matrix, offset, (size,) * 3, order=0))
+    offset = np.array(shape_ABC.shape) / 2 - 0.5 - matrix @ (np.full(3, size) / 2 - 0.5)
+    return _cut(ndimage.affine_transform(shape_ABC, matrix, offset, (size,) * 3, order=0))
 
 
 def healthy_mask(
@@ -80,42 +91,52 @@ def healthy_mask(
     shapes: Sequence[np.ndarray],
     rng: np.random.Generator,
 ) -> np.ndarray:
+    """Draw a mask over healthy tissue as a bool volume, X × Y × Z; see ``place``."""
+    return place(brain_XYZ, distance_XYZ, shapes, rng).within((0, 0, 0), brain_XYZ.shape)
+
+
+def place(
+    brain_XYZ: np.ndarray,
+    distance_XYZ: np.ndarray,
+    shapes: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    *,
+    vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] = moved,
+) -> Placed:
     """Draw a mask over healthy tissue.
 
     Args:
-        brain_XYZ: bool, where there is brain.
+        brain_XYZ: more than 0 where there is brain; only the places that are tried are read.
         distance_XYZ: distance of every voxel to the tumour's mask, in voxels.
         shapes: bool compartments to choose from, not empty.
         rng: the source of all randomness.
+        vary: changes a compartment at random before it is placed; ``flipped`` is faster than ``moved``.
 
     Returns:
-        Bool X × Y × Z: at least 75 % inside the brain, at least 5 voxels from the tumour. Of two admissible places the
-        one farther from the tumour is taken.
+        The mask: at least 75 % inside the brain, at least 5 voxels from the tumour. Of two admissible places the one
+        farther from the tumour is taken.
 
     Raises:
         ValueError: when no place was found in 200 attempts.
     """
     sites = rng.integers(brain_XYZ.shape, size=(50 * ATTEMPTS, 3))
     x, y, z = sites.T
-    sites = sites[brain_XYZ[x, y, z] & (distance_XYZ[x, y, z] >= MIN_DISTANCE)]
-    found: list[tuple[float, tuple[slice, ...], np.ndarray]] = []
+    sites = sites[(brain_XYZ[x, y, z] > 0) & (distance_XYZ[x, y, z] >= MIN_DISTANCE)]
+    found: list[tuple[float, Placed]] = []
     for site in sites[:ATTEMPTS]:
-        shape = moved(shapes[int(rng.integers(len(shapes)))], rng)
+        shape = vary(shapes[int(rng.integers(len(shapes)))], rng)
         start = site - np.array(shape.shape) // 2
         if (start < 0).any() or (start + shape.shape > brain_XYZ.shape).any():
             continue
         box = tuple(slice(a, a + n) for a, n in zip(start, shape.shape, strict=True))
         distance = distance_XYZ[box][shape].min()
-        if distance >= MIN_DISTANCE and brain_XYZ[box][shape].mean() >= MIN_INSIDE:
-            found.append((distance, box, shape))
+        if distance >= MIN_DISTANCE and (brain_XYZ[box][shape] > 0).mean() >= MIN_INSIDE:
+            found.append((distance, Placed(tuple(int(a) for a in start), shape)))
         if len(found) == 2:
             break
     if not found:
         raise ValueError(f"no place for a healthy mask found in {ATTEMPTS} attempts: the free brain is too small")
-    _, box, shape = max(found, key=lambda place: place[0])
-    mask = np.zeros(brain_XYZ.shape, bool)
-    mask[box] = shape
-    return mask
+    return max(found, key=lambda candidate: candidate[0])[1]
 
 
 def _cut(blob: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,15 @@ def span(
     if length is not None:
         first = int(np.clip(first, 0, max(0, length - size)))
     return slice(first, first + size)
+
+
+def cut(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Return a copy of a box of an array; where the box reaches beyond the array it holds zeros."""
+    box = np.zeros(size, array.dtype)
+    ends = [(max(a, 0), min(a + n, length), a) for a, n, length in zip(start, size, array.shape, strict=True)]
+    if all(first < last for first, last, _ in ends):
+        box[tuple(slice(a - s, b - s) for a, b, s in ends)] = array[tuple(slice(a, b) for a, b, _ in ends)]
+    return box
 
 
 def occupied(along: np.ndarray) -> tuple[int, int]:

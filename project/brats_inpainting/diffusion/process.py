@@ -175,10 +175,11 @@ def predict(
 
 
 class Losses(NamedTuple):
-    """The two terms of the hybrid loss, one value per window."""
+    """The two terms of the hybrid loss, one value per window, and the x̂_0 (not clamped) that they are of."""
 
     mse_N: Tensor
     vb_N: Tensor
+    x0_N1V: Tensor
 
 
 def training_losses(
@@ -206,7 +207,7 @@ def training_losses(
 
     Returns:
         The squared error, and the variational bound in bits per dimension with the mean detached (0 where the
-        network has no variance channel).
+        network has no variance channel); and x̂_0.
     """
     x_t = schedule.q_sample(x0_N1V, t_N, noise_N1V)
     out = network(network_input(condition_NCV, x_t), t_N).float()
@@ -219,11 +220,12 @@ def training_losses(
         target = noise_N1V
     error = (target - out[:, :1]).square()
     mse = per_window(error if weight_N1V is None else weight_N1V * error)
+    x0_hat = predict(out, x_t, t_N, schedule, config, clamped=False).x0
     if out.shape[1] == 1:
-        return Losses(mse, torch.zeros_like(mse))
+        return Losses(mse, torch.zeros_like(mse), x0_hat)
     frozen = torch.cat([out[:, :1].detach(), out[:, 1:]], dim=1)
     prediction = predict(frozen, x_t, t_N, schedule, config, clamped=False)
-    return Losses(mse, _variational_bound(schedule, prediction, x0_N1V, x_t, t_N))
+    return Losses(mse, _variational_bound(schedule, prediction, x0_N1V, x_t, t_N), x0_hat)
 
 
 def _variational_bound(schedule: Schedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t_N: Tensor) -> Tensor:
