@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from brats_inpainting import infer
+from brats_inpainting import config, infer
 from brats_inpainting.config import PRESETS, DiffusionConfig, UNetConfig
 from brats_inpainting.data import cases, volume
 from brats_inpainting.data.windows import Stack
@@ -19,7 +19,7 @@ from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
 from brats_inpainting.infer import LPS, Inpainter
 
-from .conftest import TINY, Anything, brain, inpainter, lesion, tiny_network, write_case
+from .conftest import TINY, TINY_3D, Anything, brain, inpainter, lesion, tiny_network, weights, write_case
 
 SHAPE = (64, 64, 12)
 
@@ -366,3 +366,69 @@ def test_progress_counts_every_network_pass(sampler, threads):
     machine, passes = replace(inpainter(sampler=sampler, steps=3), side_by_side=2), []
     assert list(machine.fill([machine.stack(scan_of(0, "a"))], on_pass=passes.append))
     assert sum(passes) == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()
+
+
+def volume_inpainter(**changes):
+    """An inpainter around a tiny three-dimensional network."""
+    torch.manual_seed(0)
+    network = UNet(TINY_3D).eval().requires_grad_(requires_grad=False)
+    for parameter in network.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    return replace(inpainter(network, batch_size=2, noise="independent", smoothing=0), **changes)
+
+
+def test_a_box_is_the_same_to_the_bit_in_any_company_and_order():
+    machine = volume_inpainter()
+    scans = [scan_of(0, "a"), scan_of(1, "b", radius=0.2), scan_of(2, "c", centre=(0.4, 0.5, 0.4))]
+    alone = {name: image for scan in scans for name, image in filled(machine, [scan]).items()}
+    for order in ([0, 1, 2], [2, 0]):
+        for name, image in filled(machine, [scans[i] for i in order]).items():
+            assert image.tobytes() == alone[name].tobytes()
+
+
+def test_boxes_fill_the_mask_and_nothing_else():
+    image, mask = brain(SHAPE), lesion(SHAPE, (0.3, 0.5, 0.5), 0.08) | lesion(SHAPE, (0.7, 0.5, 0.5), 0.08)
+    result = volume_inpainter().inpaint(image, mask).image
+    assert (result[~mask] == image[~mask]).all()
+    assert (result[mask] != image[mask]).mean() > 0.99  # a value may come out as it was
+    assert not (result[mask] == 0).all()
+
+
+def test_a_box_in_parts_is_much_like_one_in_one_piece():
+    shape = (128, 64, 12)
+    image, mask = brain(shape), np.zeros(shape, bool)
+    mask[24:104, 24:40, 3:9] = True
+    whole, parts = (volume_inpainter(most_voxels=most, weights=smooth_weights()) for most in (None, 80 * 64 * 32))
+    images = [nib.Nifti1Image(values.astype(np.float32), LPS) for values in (image, mask)]
+    scan = volume.prepare(cases.examine("a", *images, names=("image", "mask")))
+    assert len(whole.stack(scan).windows) == 1
+    assert len(parts.stack(scan).windows) > 1
+    one, several = (machine.inpaint(image, mask).image[mask] for machine in (whole, parts))
+    assert np.abs(one - several).max() < 0.02 * np.ptp(image)  # the norms see other surroundings
+
+
+def smooth_weights():
+    """Weights of a network that returns the local mean of what it sees."""
+
+    class Mean(torch.nn.Module):
+        config = TINY_3D
+
+        def forward(self, x_NCV, _t_N):
+            return torch.nn.functional.avg_pool3d(x_NCV[:, :1], 5, stride=1, padding=2)
+
+    return weights(Mean(), prediction="x0", window=32)
+
+
+def test_the_preset_decides_the_bundled_weights_and_refuses_those_of_other_dimensions():
+    assert config.weights_path(None, "fast") == config.BUNDLED["volume-1"]
+    assert config.weights_path(None, "paper") == config.BUNDLED["small-2"]
+    assert config.weights_path("small-2", "fast") == config.BUNDLED["small-2"]
+    with pytest.raises(ConfigError, match="slice by slice"):
+        Inpainter.load("volume-1", preset="paper", device="cpu")
+
+
+def test_what_the_default_loads():
+    machine = Inpainter.load(device="cpu")
+    assert machine.weights.path == config.BUNDLED_WEIGHTS
+    assert machine.sampling == PRESETS["fast"][3]
+    assert (machine.batch_size, machine.side_by_side) == (1, 1)
