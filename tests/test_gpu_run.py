@@ -1,11 +1,13 @@
 """The run on a borrowed GPU: packed, unpacked in an empty folder, trained twice; here on a CPU."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 import torch
 import yaml
@@ -29,6 +31,23 @@ THERE = (
     "jinja2",
 )
 RUN = "import runpy, sys; sys.path.append('site'); runpy.run_path('gpu_run.py', run_name='__main__')"
+
+
+@pytest.mark.parametrize(("recipe", "slices"), [("small", 12), ("volume", 24)])
+def test_a_pack_for_volumes_keeps_all_slices(recipe, slices, scans, tmp_path, monkeypatch):  # noqa: F811
+    spec = importlib.util.spec_from_file_location("gpu_run", ROOT / "project" / "gpu_run.py")
+    gpu_run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu_run)
+    monkeypatch.setattr(gpu_run, "_packages", lambda *_: None)
+    gpu_run.pack(scans, tmp_path / "run.tar", PARAMETERS / f"{recipe}.yaml", "3.12")
+    with tarfile.open(tmp_path / "run.tar") as tar:
+        tar.extractall(tmp_path / "there", filter="data")
+    paths = sorted((tmp_path / "there" / "data").glob("*/*.nii"))
+    assert len(paths) == 6
+    for path in paths:
+        image = nib.load(path)
+        assert image.shape == (72, 72, slices)
+        assert abs(image.affine[2, 2]) == 24 / slices
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from brats_inpainting.data.augment import augment
 from brats_inpainting.data.dataset import Epoch
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.process import Schedule, predict
-from brats_inpainting.diffusion.unet import UNet
+from brats_inpainting.diffusion.unet import CONVOLUTION, MEMORY_FORMAT, UNet
 from brats_inpainting.errors import ConfigError, InpaintingError
 from brats_inpainting.infer import LPS
 from brats_inpainting.parameters import read_recipe
@@ -466,13 +466,15 @@ def test_muon_learns_and_resumes_bit_for_bit(run, tmp_path):
     assert errors[-1] < 0.7 * errors[0]
 
 
-def test_muon_moves_filters_alike_in_all_directions_and_the_rest_as_adamw():
+@pytest.mark.parametrize("dims", [2, 3])
+def test_muon_moves_filters_alike_in_all_directions_and_the_rest_as_adamw(dims):
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3), torch.nn.GroupNorm(4, 32), torch.nn.Conv2d(32, 1, 3))
-    network.to(memory_format=torch.channels_last)
+    conv = CONVOLUTION[dims]
+    network = torch.nn.Sequential(conv(16, 32, 3), torch.nn.GroupNorm(4, 32), conv(32, 1, 3))
+    network.to(memory_format=MEMORY_FORMAT[dims])
     before = [p.detach().clone() for p in network.parameters()]
     chosen = optimiser.choose(network, RECIPE.model_copy(update={"optimiser": "muon", "lr": 0.01}))
-    network(torch.randn(2, 16, 8, 8)).square().mean().backward()
+    network(torch.randn(2, 16, *[8] * dims)).square().mean().backward()
     chosen.step()
     moved = [p.detach() - old for p, old in zip(network.parameters(), before, strict=True)]
     strengths = torch.linalg.svdvals(moved[0].flatten(1))

@@ -105,8 +105,11 @@ def test_a_shift_a_turn_and_a_displacement_move_the_brain_and_not_the_mask(dims,
 
 
 @DIMS
-def test_windows_are_turned_about_the_middle_of_the_brain(dims, scan):
+@pytest.mark.parametrize("flip", [False, True])
+def test_windows_are_turned_about_the_middle_of_the_brain(flip, dims, scan, monkeypatch):
     """A point of the window, mapped as documented, has the image's value there."""
+    draws = module.draw
+    monkeypatch.setattr(module, "draw", lambda *given: draws(*given)._replace(flip=flip))
     epoch = Epoch([scan], [], TrainConfig(unet=UNET[dims], diffusion={"window": 16}, augmentation={"affine": 20}), 0)
     image = np.moveaxis(scan.image_SHW / LEVELS, 0, 2)
     for index in range(4):
@@ -118,7 +121,8 @@ def test_windows_are_turned_about_the_middle_of_the_brain(dims, scan):
         scaled = half * batch.position_N3V[0, :, *corner[2:]].numpy()  # scale × (voxel − brain's middle)
         matrix = np.eye(3)
         matrix[:dims, :dims] = item.matrix_DD[0]
-        at = brain + matrix / np.linalg.norm(matrix, axis=0) @ scaled
+        mirror = [-1 if flip else 1, 1, 1]
+        at = brain + mirror * (matrix / np.linalg.norm(matrix, axis=0) @ scaled)
         assert (at >= 0).all()
         assert (at < np.array(image.shape) - 1).all()
         low = at.astype(int)
