@@ -329,7 +329,7 @@ def test_the_version_is_told(capfd):
 def test_verbose_says_more(data, tmp_path, tiny_weights, capfd):
     fixed = ("--data-path", data, "--output-path", tmp_path / "out", "--weights", tiny_weights, "--steps", 1)
     assert run("infer", *fixed, "-v") == 0
-    assert "slices of 32 × 32" in capfd.readouterr().err
+    assert "windows of 32×32" in capfd.readouterr().err
 
 
 def test_evaluation_goes_on_without_a_case_that_cannot_be_scored(data, tmp_path, capfd):

@@ -168,7 +168,7 @@ class Yaml:
         path = self.folder / "x.yaml"
         path.write_text(self.make(*given), encoding="utf-8", errors="surrogatepass")
         said = outcome(lambda: parameters.read_recipe(path)), parameters.read(path)
-        config.sampling(said[1].preset or config.DEFAULT_PRESET, **said[1].sampling)
+        config.sampling(said[1].preset or config.DEFAULT_PRESET, 2, **said[1].sampling)
         choose_device(said[1].device or "auto")
 
 
