@@ -17,7 +17,7 @@ for _ in range(5):
         started = time.monotonic()
         run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for line in run.stdout:  # the first batch is reported when it is done, with the seconds that it took
-            if batch := re.match(r"\d+ slices of .* in ([\d.]+) s", line):
+            if batch := re.match(r"\d+ windows of .* in ([\d.]+) s", line):
                 sys.stdout.write(f"{time.monotonic() - started - float(batch[1]):.1f} s\n")
                 break
         else:
