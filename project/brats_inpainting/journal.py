@@ -35,7 +35,7 @@ class Journal:
         speed, left = rate * config.batch_size, duration((config.max_steps - step) / rate)
         self._write(step, figures | {"lr": lr, "slices_per_s": round(speed, 2)})
         log.info(
-            "step %d of %d, loss %.5f, %.1f slices/s, %s left", step, config.max_steps, figures["loss"], speed, left
+            "step %d of %d, loss %.5f, %.1f windows/s, %s left", step, config.max_steps, figures["loss"], speed, left
         )
 
     def scores(self, step: int, scores: dict[str, float]) -> float:
