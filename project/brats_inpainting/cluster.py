@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from brats_inpainting import host, memory
+from brats_inpainting.config import BUNDLED
 from brats_inpainting.data import volume
 from brats_inpainting.data.cases import Case
 from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
@@ -98,6 +99,7 @@ class Order:
 
     run: str
     batch_size: int
+    most_voxels: int | None
     precision: Precision
     seed: int
     keep_dtype: bool
@@ -121,7 +123,8 @@ def crew(where: str, run: Run, loading: dict[str, Any]) -> Iterator[Callable[[],
         for target, case in run.jobs.items()
     }
     run.report_path = run.report_path and run.report_path.absolute()
-    loading = loading | {"weights": loading["weights"].absolute()}
+    by_path = {path: name for name, path in BUNDLED.items()}  # workers have their own copies of these
+    loading = loading | {"weights": by_path.get(loading["weights"], loading["weights"].absolute())}
     for name in ("distributed", "distributed.client"):  # what concerns a user is told here
         logging.getLogger(name).setLevel(logging.CRITICAL)
     local = re.fullmatch("local(?::([1-9][0-9]*))?", where)
@@ -197,25 +200,33 @@ def _equip(client: Client, run: Run, loading: dict[str, Any], *, devices: list[s
     if not (found := list(client.run(_described, loader.run, on_error="ignore").values())):
         raise ConfigError("all workers are gone\n  Start some again, with more memory if they ended for lack of it.")
     run.inpainter.batch_size = min(batch_size for batch_size, *_ in found)
-    _, run.inpainter.side_by_side, run.inpainter.precision, run.inpainter.device, run.threads = found[0]
+    run.inpainter.most_voxels = min((most for _, most, *_ in found if most), default=None)
+    _, _, run.inpainter.side_by_side, run.inpainter.precision, run.inpainter.device, run.threads = found[0]
     log.info("%d worker(s) have loaded the network, the first on %s; more may join", len(found), run.inpainter.device)
     return loader
 
 
-def _described(run: str, dask_worker: Worker) -> tuple[int, int, Precision, torch.device, int]:
+def _described(run: str, dask_worker: Worker) -> tuple[int, int | None, int, Precision, torch.device, int]:
     """Tell what a worker would choose, and what it has."""
     loader = _loader(dask_worker, run)
     assert loader
     assert loader.inpainter
     inpainter = loader.inpainter
     threads = dask_worker.state.nthreads
-    return inpainter.batch_size, inpainter.side_by_side, inpainter.precision, inpainter.device, threads
+    most = inpainter.most_voxels
+    return inpainter.batch_size, most, inpainter.side_by_side, inpainter.precision, inpainter.device, threads
 
 
 def _go(client: Client, run: Run, loader: Loader) -> None:
     """Give each worker a case at a time, the largest first; a case whose worker dies goes to another."""
     order = Order(
-        loader.run, run.inpainter.batch_size, run.inpainter.precision, run.seed, run.keep_dtype, run.report_path
+        loader.run,
+        run.inpainter.batch_size,
+        run.inpainter.most_voxels,
+        run.inpainter.precision,
+        run.seed,
+        run.keep_dtype,
+        run.report_path,
     )
     waiting = iter(sorted(run.jobs.items(), key=lambda job: _work(job[1]), reverse=True))
     under_way: dict[Future[Any], tuple[Path, Case]] = {}
@@ -286,6 +297,7 @@ def _fill(case: Case, target: Path, order: Order) -> dict[str, Any]:
     with ONE_CASE:
         torch.set_num_threads(worker.state.nthreads)
         loader.inpainter.batch_size, loader.inpainter.precision = order.batch_size, order.precision
+        loader.inpainter.most_voxels = order.most_voxels
         run = Run(
             loader.inpainter,
             {target: case},

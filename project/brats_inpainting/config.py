@@ -77,7 +77,7 @@ class DiffusionConfig(Settings):
     ``schedule`` names the noise levels. ``prediction`` is what output channel 0 estimates: the noise, the velocity or
     the clean image. Images scaled to [0, 1] are mapped to ``image_range`` before the network sees them, and x̂_0 is
     clamped to ``clamp`` in that range.
-    ``window`` is the side in pixels of the slices, or of the windows around the mask, that training used.
+    ``window`` is the side in voxels of the slices, or of the windows around the mask, that training used.
     """
 
     steps: PositiveInt = Field(default=1000, le=100_000)
@@ -244,8 +244,9 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
         window, stride = self.diffusion.window, self.unet.stride
-        if window > FRAME or window % stride:
-            raise ValueError(f"windows of {window} voxels: more than {FRAME}, or no multiple of the network's {stride}")
+        most = FRAME if self.unet.dims == 2 else FRAME - stride
+        if window > most or window % stride:
+            raise ValueError(f"windows of {window} voxels: more than {most}, or no multiple of the network's {stride}")
         return self
 
     @model_validator(mode="after")

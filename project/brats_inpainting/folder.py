@@ -252,6 +252,7 @@ class Run:
             "weights": str(self.inpainter.weights),
             "device": str(self.inpainter.device),
             "batch_size": self.inpainter.batch_size,
+            "most_voxels": self.inpainter.most_voxels,
             "threads": self.threads,
             "side_by_side": self.inpainter.side_by_side,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},

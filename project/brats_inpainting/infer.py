@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -51,7 +51,7 @@ NARROW = 64  # feature maps
 MOST_SIDE_BY_SIDE = 16  # batches: what is ready for them takes memory too
 BATCH = {  # by the network's dimensions: slices, the paper's number on a GPU; boxes
     2: {"cuda": 32, "mps": 8, "cpu": 4},
-    3: {"cuda": 4, "mps": 1, "cpu": 1},
+    3: {"cuda": 1, "mps": 1, "cpu": 1},  # one keeps a GPU busy; what several gain there has not been measured
 }
 
 
@@ -146,7 +146,8 @@ class Inpainter:
         """
         unet = self.weights.network.config
         if unet.dims == 3:
-            self.most_voxels = memory.most_voxels(unet, self.device, limit)
+            most = memory.most_voxels(unet, self.device, limit)
+            self.most_voxels = most and most // self.batch_size
         elif self.device.type == "cpu" and unet.width <= NARROW:
             self.side_by_side = memory.batches(unet, self.batch_size, threads // _share(threads), limit)
 
@@ -185,11 +186,16 @@ class Inpainter:
     @property
     def windowing(self) -> Windowing:
         """How windows are placed for this network."""
-        return Windowing.of(self.weights.network.config, self.weights.diffusion, self.most_voxels)
+        unet, whole = self.weights.network.config, self.sampling.replace == "slices"
+        return Windowing.of(unet, self.weights.diffusion, most=self.most_voxels, whole=whole)
 
     def stack(self, scan: Scan, *, keep: bool = False) -> Stack:
         """Return the work that a scan needs; with ``keep`` it keeps every single sample."""
-        return Stack(scan, windows.around(scan.mask_SHW, self.windowing), self.sampling.samples, keep)
+        how = self.windowing
+        found = windows.around(scan.mask_SHW, how)
+        if how.most and len(found) > len(windows.around(scan.mask_SHW, replace(how, most=None))):
+            log.warning("%s: a region is too large for the memory, and is filled in overlapping parts", scan.id)
+        return Stack(scan, found, self.sampling.samples, keep)
 
     def fill(self, stacks: Iterable[Stack], *, seed: int = 0, on_pass: OnPass | None = None) -> Iterator[Stack]:
         """Sample every window of every scan, in batches across scans, and yield each scan when it is complete.
@@ -358,7 +364,7 @@ def _refuse_other_work(loaded: Weights) -> None:
     """Refuse a network that takes other inputs, or whose sides no window has."""
     unet, window = loaded.network.config, loaded.diffusion.window
     channels = 6 if unet.position else 3
-    fits = window % unet.stride == 0 and (unet.dims == 3 or FRAME_MULTIPLE % unet.stride == 0)
+    fits = window % unet.stride == 0 and FRAME_MULTIPLE % unet.stride == 0
     if unet.in_channels != channels or not fits:
         inputs = "b, m, x_t, three positions" if unet.position else "b, m, x_t"
         raise CheckpointError(

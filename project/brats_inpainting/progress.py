@@ -15,7 +15,7 @@ LINE_EVERY = 30.0  # seconds between plain lines
 
 
 class Watch:
-    """Progress over cases × slices × steps, on stderr; the total is learned as the cases are opened."""
+    """Progress over cases × windows × steps, on stderr; the total is learned as the cases are opened."""
 
     def __init__(self, cases: int, *, quiet: bool = False) -> None:
         """Expect ``cases`` cases; say nothing if ``quiet``."""

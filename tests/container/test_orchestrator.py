@@ -44,6 +44,7 @@ def test_the_image_stands_in_for_the_papers_submission(data, out, tmp_path, pape
         "savedmodel2850000.pt: raw weights, no moving average by their name, 113,672,066 parameters"
         in (out / "single.log").read_text()
     )
+    assert "2 steps of dpmpp_2m" in (out / "single.log").read_text()  # the slice-wise way, not the default's
     single = np.asanyarray(nib.load(out / "single.nii.gz").dataobj)
 
     recipe = next(CLIENTS.parent.rglob("brats23_inpainting_domaso.yml"))

@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brats_inpainting.config import DiffusionConfig, UNetConfig
 from brats_inpainting.data import cases, volume, windows
 from brats_inpainting.data.windows import Stack, Window, Windowing
 from brats_inpainting.infer import LPS
@@ -227,3 +228,25 @@ def test_a_window_is_taken_by_its_share():
     half.put(np.ones((2, 4, 2), np.float32), array_SHW)
     assert array_SHW.sum() == 16
     assert (array_SHW[1:3, 0:2, 2:6] == 1).all()
+
+
+def test_a_slice_that_is_replaced_as_a_whole_has_one_patch():
+    mask_SHW = np.zeros((1, 224, 224), bool)
+    mask_SHW[0, 100:110, 20:30] = mask_SHW[0, 100:110, 190:200] = True
+    whole = Windowing.of(UNetConfig(), DiffusionConfig(window=96), whole=True)
+    (window,) = windows.around(mask_SHW, whole)
+    assert window.share_V is None
+    assert window.shape == (96, 192)
+
+
+def test_parts_of_a_box_are_never_smaller_than_the_window_and_never_empty():
+    mask_SHW = np.zeros((155, 224, 224), bool)
+    mask_SHW[40:120, 20:30, 20:200] = mask_SHW[40:50, 20:200, 20:30] = True  # an L
+    found = windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, common=88, most=1))
+    assert len(found) > 3
+    assert all(max(window.shape) == 96 for window in found)
+    assert all(window.share_V.any() for window in found)
+    shares_SHW = np.zeros(mask_SHW.shape)
+    for window in found:
+        window.put(np.ones(window.shape), shares_SHW)
+    np.testing.assert_allclose(shares_SHW, mask_SHW, atol=1e-6)  # sums of float32 weights

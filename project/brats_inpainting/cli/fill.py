@@ -114,8 +114,9 @@ def infer(
 
     preset = preset or said.preset or DEFAULT_PRESET
     given = weights or (additional_files_path and checkpoint.find(additional_files_path))
+    described = Path("small-2") if said.unet else None  # a file that describes a network means a slice-wise one
     loading: dict[str, Any] = {
-        "weights": weights_path(given, preset),
+        "weights": weights_path(given or described, preset),
         "preset": preset,
         "device": device or said.device or "auto",
         "batch_size": _whole_number(batch_size),

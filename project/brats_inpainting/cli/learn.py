@@ -17,7 +17,7 @@ def train(
     ] = None,
     fold: Annotated[int, option("fold", "Whose held-out subjects validate: 0 or 1.", min=0, max=1)] = 0,
     cache_path: Annotated[
-        Path | None, option("cache-path", "Folder of the prepared slices. Default: in --output-path.")
+        Path | None, option("cache-path", "Folder of the prepared scans. Default: in --output-path.")
     ] = None,
     validation_path: Annotated[
         Path | None, option("validation-path", "Complete cases that validate, instead of held-out subjects.")

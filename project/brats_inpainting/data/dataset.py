@@ -140,7 +140,7 @@ class Epoch(Dataset[Item]):
     def _mask(self, scan: Scan, rng: np.random.Generator) -> Placed:
         """Return the case's own healthy mask, or a synthetic one of one or two compartments."""
         synthetic = self.config.masks == "synthetic" or (self.config.masks == "both" and rng.random() < 0.5)
-        if not synthetic:
+        if not synthetic and (self.config.unet.dims == 2 or scan.healthy.voxels.size):
             return scan.healthy
         vary = masks.moved if self.config.unet.dims == 2 else masks.flipped  # fast: a mask a window, not one a scan
         found: list[Placed] = []

@@ -202,7 +202,7 @@ class Scan:
 
     def inside(self, framed_SHW: np.ndarray) -> np.ndarray:
         """Return the scan in its own intensities, filled from ``framed_SHW`` inside the mask, untouched elsewhere."""
-        result_XYZ, mask_XYZ = self.voided_XYZ.copy(), self.mask_XYZ
+        result_XYZ, mask_XYZ = self.voided_XYZ.copy(), self._unframed(self.mask_SHW)
         result_XYZ[mask_XYZ] = self.intensity.undo(np.clip(self._unframed(framed_SHW)[mask_XYZ], 0, 1))
         return result_XYZ
 

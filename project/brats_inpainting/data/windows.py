@@ -9,6 +9,7 @@ X Y Z (= H W S) of a box; C channels.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -34,7 +35,7 @@ class Windowing:
 
     Attributes:
         dims: 2 for patches of slices, 3 for boxes of the volume.
-        window: the least side; networks of whole slices (``FRAME`` and more) get whole slices.
+        window: the least side; 2D networks of whole slices (``FRAME`` and more) get whole slices.
         step: sides grow in steps of so many voxels.
         margin: voxels of context on every side.
         common: components that fit into a box of this side share a window.
@@ -49,12 +50,21 @@ class Windowing:
     most: int | None = None
 
     @classmethod
-    def of(cls, unet: UNetConfig, diffusion: DiffusionConfig, most: int | None = None) -> Windowing:
-        """Return the windows that a network works on, those it was trained on at least."""
+    def of(
+        cls, unet: UNetConfig, diffusion: DiffusionConfig, *, most: int | None = None, whole: bool = False
+    ) -> Windowing:
+        """Return the windows that a network works on, those it was trained on at least.
+
+        Args:
+            unet: the network.
+            diffusion: has the windows of its training.
+            most: voxels of the largest box.
+            whole: one patch a slice, because all of it is replaced, and not the mask alone.
+        """
         window = diffusion.window
         if unet.dims == 2:
-            return cls(2, window, FRAME_MULTIPLE, 0, window)
-        return cls(3, window, unet.stride, MARGIN, window - 8, most)
+            return cls(2, window, FRAME_MULTIPLE, margin=0, common=sys.maxsize if whole else window)
+        return cls(3, window, unet.stride, MARGIN, common=window - 8, most=most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +234,7 @@ def batches(tasks: Iterable[Task], size: Callable[[], int]) -> Iterator[list[Tas
 
 def _covering(mask_V: np.ndarray, how: Windowing) -> Iterator[tuple[Sides, np.ndarray | None]]:
     """Yield the sides of the windows over a mask, and the share that each has in the result."""
-    if how.window >= FRAME:
+    if how.dims == 2 and how.window >= FRAME:
         yield tuple(slice(0, length) for length in mask_V.shape), None
         return
     labels_V, count = ndimage.label(mask_V, np.ones((3,) * mask_V.ndim))
@@ -232,11 +242,11 @@ def _covering(mask_V: np.ndarray, how: Windowing) -> Iterator[tuple[Sides, np.nd
     for box, members in groups:
         parts = list(_parts(_sides(box, mask_V.shape, how), how))
         for sides, ramp_V in parts:
+            own_V = np.isin(labels_V[sides], members)
             if len(groups) == len(parts) == 1:
                 yield sides, None
-            else:
-                share_V = np.isin(labels_V[sides], members).astype(np.float32)
-                yield sides, share_V * ramp_V[tuple(slice(n) for n in share_V.shape)]
+            elif own_V.any():
+                yield sides, own_V * ramp_V[tuple(slice(n) for n in own_V.shape)]
 
 
 def _groups(boxes: list[Sides], shape: tuple[int, ...], how: Windowing) -> list[tuple[Sides, list[int]]]:
@@ -272,8 +282,8 @@ def _parts(sides: Sides, how: Windowing) -> Iterator[tuple[Sides, np.ndarray]]:
     """Halve a window along its longest side until it is small enough; the weights of its parts sum to 1 everywhere."""
     lengths = [side.stop - side.start for side in sides]
     axis = int(np.argmax(lengths))
-    size = how.step * -(-(lengths[axis] + OVERLAP) // (2 * how.step))
-    if how.most is None or prod(lengths) <= how.most or size < how.window:
+    size = max(how.window, how.step * -(-(lengths[axis] + OVERLAP) // (2 * how.step)))
+    if how.most is None or prod(lengths) <= how.most or size >= lengths[axis]:
         yield sides, np.ones(lengths, np.float32)
         return
     start, stop = sides[axis].start, sides[axis].stop

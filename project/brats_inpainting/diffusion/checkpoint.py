@@ -102,7 +102,7 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
         raise CheckpointError(
             f"{path}: its tensors, or the settings stored with them, are not those of a guided-diffusion U-Net\n"
             f"  {len(state)} tensors, beginning with {', '.join(list(state)[:3])}.\n"
-            "  Give a file of a 2D slice-wise inpainting network (model*.pt, ema*.pt, savedmodel*.pt or .safetensors)."
+            "  Give an inpainting network of this family (model*.pt, ema*.pt, savedmodel*.pt or .safetensors)."
         ) from error
     with torch.device("meta"):  # takes no memory, whatever the settings ask for
         network = UNet(unet).eval().requires_grad_(requires_grad=False)
