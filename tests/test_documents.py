@@ -86,7 +86,7 @@ def test_the_page_of_presets_tells_every_setting():
         flips = "yes" if flip == "True" else "no"
         told = [name, steps, samples, flips, *cells(of, {"passes": ".0f"} | COARSE | dict.fromkeys(MORE, ".2f"))]
         assert f"| {' | '.join(told)} |" in CHOICE
-        assert len(of) == 4
+        assert len(of) == 3
 
 
 def test_the_card_tells_every_case_of_the_default_weights():
