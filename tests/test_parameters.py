@@ -144,3 +144,8 @@ def test_what_is_no_file_of_text_is_refused(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "pipe.yaml", tmp_path / "latin.yaml", Path("/dev/zero")):
         with pytest.raises(ConfigError, match="cannot be read"):
             parameters.read(path)
+
+
+def test_the_papers_procedure_is_a_file_that_is_shipped():
+    shipped = Path(__file__).parents[1] / "workspace" / "parameters" / "infer-paper.yaml"
+    assert parameters.read(shipped).preset == "paper"

@@ -384,7 +384,7 @@ def test_the_papers_recipe_takes_real_steps_on_a_cpu(run, tmp_path):
     assert all(0 < line["loss"] < 10 for line in lines(tmp_path / "run"))  # 1 for the noise, little for the bound
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in PARAMETERS.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.name for path in PARAMETERS.glob("[!i]*.yaml")))  # infer-*.yaml fill
 def test_every_recipe_that_is_shipped_can_be_read(name):
     assert read_recipe(PARAMETERS / name).max_steps > 0
 
