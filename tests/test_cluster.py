@@ -317,7 +317,7 @@ def test_a_worker_has_as_many_batches_side_by_side_as_threads(client, loader, mo
 
 def test_a_worker_joined_unfit_passes_its_case_on(client, monkeypatch):
     worker = next(iter(client.cluster.workers.values()))
-    order = cluster.Order("this run", 2, "fp32", 0, keep_dtype=False, report_path=None)
+    order = cluster.Order("this run", 2, None, "fp32", 0, keep_dtype=False, report_path=None)
     monkeypatch.setitem(worker.plugins, "this run", cluster.Loader("this run", "", {}, [], []))
     monkeypatch.setattr(cluster, "LOOK_EVERY", 0)
     monkeypatch.setattr(distributed, "get_worker", lambda: worker)
