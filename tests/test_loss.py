@@ -57,7 +57,7 @@ def test_the_ssim_term_counts_at_the_last_timestep_alone_and_teaches():
     batch = Batch(*both, torch.zeros(2, 3, *SHAPE), torch.randn(2, 1, *SHAPE), torch.tensor([999, 998]))
     recipe = TrainConfig(
         unet={"dims": 3, "position": True, "in_channels": 6, "out_channels": 1},
-        diffusion={"prediction": "x0", "image_range": (-1, 1)},
+        diffusion={"prediction": "x0", "image_range": (-1, 1), "window": 96},
         ssim=0.5,
     )
     out = torch.zeros(2, 1, *SHAPE, requires_grad=True)
