@@ -126,7 +126,7 @@ class SamplingConfig(Settings):
 # By the dimensions of the weights: slice by slice, or the whole region at once.
 _ALONG_Z = SamplingConfig(smoothing=(0, 0, 1.075))
 _ONE_PASS = SamplingConfig(sampler="ddim", steps=1, noise="independent", smoothing=0)
-_SAMPLE = _ONE_PASS.model_copy(update={"steps": 8, "spacing": "trailing"})
+_SAMPLE = _ONE_PASS.model_copy(update={"steps": 8})
 PRESETS: dict[str, dict[int, SamplingConfig]] = {
     "fast": {2: _ALONG_Z, 3: _ONE_PASS},
     "realistic": {2: SamplingConfig(steps=8, smoothing=(0, 0, 0.5)), 3: _SAMPLE},

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brats_inpainting.config import DiffusionConfig, UNetConfig
+from brats_inpainting.config import BUNDLED, DiffusionConfig, UNetConfig
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CheckpointError
 from brats_inpainting.host import muted
@@ -85,7 +85,10 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file\n  Give the path of a .safetensors or .pt file.")
+        names = " or ".join(BUNDLED)
+        raise CheckpointError(
+            f"{path}: no such weights file\n  Give the path of a .safetensors or .pt file, or {names}."
+        )
     if not os.access(path, os.R_OK):
         raise CheckpointError(f"{path}: cannot be read (permission denied)\n  Run chmod a+r on it.")
     if path.suffix == ".safetensors":
