@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -191,9 +191,8 @@ class Inpainter:
 
     def stack(self, scan: Scan, *, keep: bool = False) -> Stack:
         """Return the work that a scan needs; with ``keep`` it keeps every single sample."""
-        how = self.windowing
-        found = windows.around(scan.mask_SHW, how)
-        if how.most and len(found) > len(windows.around(scan.mask_SHW, replace(how, most=None))):
+        found = windows.around(scan.mask_SHW, self.windowing)
+        if any(window.blends for window in found):
             log.warning("%s: a region is too large for the memory, and is filled in overlapping parts", scan.id)
         return Stack(scan, found, self.sampling.samples, keep)
 

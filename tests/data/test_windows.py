@@ -142,6 +142,7 @@ def test_a_box_too_large_is_filled_in_overlapping_parts_that_blend():
         window.put(np.ones(window.shape), shares_SHW)
     np.testing.assert_allclose(shares_SHW, mask_SHW, atol=1e-6)  # sums of float32 weights
     assert any((window.share_V % 1 > 0).any() for window in found)
+    assert any(window.blends for window in found)
 
 
 def test_positions_are_zero_in_the_middle_of_the_brain_and_one_at_its_faces():

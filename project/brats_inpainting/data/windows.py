@@ -80,6 +80,11 @@ class Window:
         z, rows, columns = self.place
         return tuple(side.stop - side.start for side in (rows, columns, z) if isinstance(side, slice))
 
+    @property
+    def blends(self) -> bool:
+        """Whether it is a part of a larger window, and shares voxels with the other parts."""
+        return self.share_V is not None and bool(((self.share_V > 0) & (self.share_V < 1)).any())
+
     def cut(self, array_SHW: np.ndarray) -> np.ndarray:
         """Return the window's part of an array, padded with zeros where it reaches beyond the last slice."""
         part_V = self._view(array_SHW)
