@@ -72,7 +72,7 @@ def test_the_bundled_weights_fill_the_example_better_than_what_needs_no_network(
         assert ours.psnr > theirs.psnr
         assert ours.mse < theirs.mse
     # golden: volume-1 at preset fast; processors differ in the last bits, which one pass hardly magnifies
-    assert ours[:3] == pytest.approx((0.7985, 21.56, 0.00698), rel=2e-3)
+    assert ours[:3] == pytest.approx((0.8038, 21.68, 0.006789), rel=2e-3)
 
 
 # of the voxels filled: mean, standard deviation, root of the mean squared error. Eight steps magnify the last bits, in

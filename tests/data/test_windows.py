@@ -1,5 +1,7 @@
 """Which windows are worked on, and how they are batched and added up."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from brats_inpainting.infer import LPS
 from ..conftest import ball, brain, lesion
 
 PATCHES = Windowing(2, window=32, step=32, margin=0, common=32)
-BOXES = Windowing(3, window=32, step=8, margin=4, common=28)
+BOXES = Windowing(3, window=32, step=8, margin=4, common=None)
 
 
 def scan_of(shape, mask, case_id="a"):
@@ -100,6 +102,9 @@ def test_a_box_stays_on_the_frame_and_ends_beyond_the_last_slice_where_that_is_n
 def test_near_components_share_a_box_and_distant_ones_do_not():
     _, near = boxes(np.s_[20:30, 50:60, 50:60], np.s_[20:30, 50:60, 64:70])
     assert sizes(near) == [(32, 32, 32)]
+    mask_SHW, less_than_two = boxes(np.s_[20:30, 50:60, 40:50], np.s_[20:30, 50:60, 82:92])
+    assert sizes(less_than_two) == [(32, 64, 32)]
+    assert len(windows.around(mask_SHW, replace(BOXES, most=32**3))) == 2  # memory for one, not for both at once
     _, distant = boxes(np.s_[20:30, 50:60, 10:20], np.s_[20:30, 50:60, 100:110])
     assert sizes(distant) == [(32, 32, 32)] * 2
     _, beside_a_large_one = boxes(np.s_[20:30, 20:100, 50:60], np.s_[20:30, 20:100:79, 66:68])
@@ -127,13 +132,13 @@ def test_a_hundred_small_lesions_take_few_boxes():
     mask_SHW = np.zeros((155, 224, 224), bool)
     for z, y, x in rng.integers((20, 30, 40), (130, 190, 180), size=(100, 3)):
         mask_SHW[z : z + 3, y : y + 4, x : x + 4] = True
-    assert len(windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, common=88))) <= 16
+    assert len(windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, common=None))) <= 8
 
 
 def test_a_box_too_large_is_filled_in_overlapping_parts_that_blend():
     mask_SHW = np.zeros((60, 224, 224), bool)
     mask_SHW[20:40, 10:200, 60:180] = True
-    how = Windowing(3, window=32, step=8, margin=4, common=28, most=64 * 64 * 64)
+    how = Windowing(3, window=32, step=8, margin=4, common=None, most=64 * 64 * 64)
     found = windows.around(mask_SHW, how)
     assert len(found) > 1
     assert all(np.prod(window.shape) <= 64**3 for window in found)
@@ -243,7 +248,7 @@ def test_a_slice_that_is_replaced_as_a_whole_has_one_patch():
 def test_parts_of_a_box_are_never_smaller_than_the_window_and_never_empty():
     mask_SHW = np.zeros((155, 224, 224), bool)
     mask_SHW[40:120, 20:30, 20:200] = mask_SHW[40:50, 20:200, 20:30] = True  # an L
-    found = windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, common=88, most=1))
+    found = windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, common=None, most=1))
     assert len(found) > 3
     assert all(max(window.shape) == 96 for window in found)
     assert all(window.share_V.any() for window in found)

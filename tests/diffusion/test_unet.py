@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from brats_inpainting.config import UNetConfig
-from brats_inpainting.diffusion.unet import Attention, UNet, timestep_embedding
+from brats_inpainting.diffusion.unet import Attention, UNet, Upsample, timestep_embedding
 
 from ..golden import SMALL, fill, network, rnd
 
@@ -70,3 +70,12 @@ def test_one_timestep_serves_all_slices():
     net, x = network(SMALL), rnd("batch", (3, 3, 16, 16))
     single, repeated = net(x, torch.tensor([42])), net(x, torch.tensor([42, 42, 42]))
     torch.testing.assert_close(single, repeated, rtol=0, atol=1e-5)  # a matrix product of another shape sums otherwise
+
+
+def test_upsampling_a_volume_without_gradients_equals_nearest_neighbour_and_convolution():
+    up = Upsample(32, dims=3)
+    x_NCXYZ = torch.randn(2, 32, 3, 4, 5)
+    expected = up(x_NCXYZ, torch.empty(0))
+    assert expected.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(up(x_NCXYZ, torch.empty(0)), expected.detach(), rtol=1e-5, atol=1e-6)

@@ -22,6 +22,7 @@ from brats_inpainting.data.volume import Scan, span
 
 MAX_OPEN = 4  # cases whose windows may wait for a full batch at a time; it bounds the memory
 MARGIN = 16  # voxels of context that a box has around its components
+LARGEST_SHARED = 128**3  # voxels of a box that distant components share; larger ones were not tried
 OVERLAP = 32  # voxels by which the parts of a box overlap that is too large for the memory
 POSITION_LIMIT = 1.5  # in half sizes of the brain's box
 
@@ -38,7 +39,8 @@ class Windowing:
         window: the least side; 2D networks of whole slices (``FRAME`` and more) get whole slices.
         step: sides grow in steps of so many voxels.
         margin: voxels of context on every side.
-        common: components that fit into a box of this side share a window.
+        common: components that fit into a box of this side share a window; ``None``: those share one whose common
+            window has no more voxels than their own windows together, and is not too large.
         most: voxels of the largest window; a larger one is cut into overlapping parts.
     """
 
@@ -46,7 +48,7 @@ class Windowing:
     window: int
     step: int
     margin: int
-    common: int
+    common: int | None
     most: int | None = None
 
     @classmethod
@@ -64,7 +66,7 @@ class Windowing:
         window = diffusion.window
         if unet.dims == 2:
             return cls(2, window, FRAME_MULTIPLE, margin=0, common=sys.maxsize if whole else window)
-        return cls(3, window, unet.stride, MARGIN, common=window - 8, most=most)
+        return cls(3, window, unet.stride, MARGIN, common=None, most=most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,24 +257,31 @@ def _covering(mask_V: np.ndarray, how: Windowing) -> Iterator[tuple[Sides, np.nd
 
 
 def _groups(boxes: list[Sides], shape: tuple[int, ...], how: Windowing) -> list[tuple[Sides, list[int]]]:
-    """Group components, given by their boxes, that share a window; each box joins the group that grows the least.
-
-    A component joins if the common box is small enough, or if the group's window need not grow.
-    """
+    """Group components, given by their boxes, that share a window; each joins the group whose box grows the least."""
     groups: list[tuple[Sides, list[int]]] = []
     for label in sorted(range(1, len(boxes) + 1), key=lambda label: -_volume(boxes[label - 1])):
+        own = boxes[label - 1]
         found = []
         for index, (box, _) in enumerate(groups):
-            common = tuple(_union(a, b) for a, b in zip(box, boxes[label - 1], strict=True))
-            near = all(side.stop - side.start <= how.common for side in common)
-            if near or _volume(_sides(common, shape, how)) == _volume(_sides(box, shape, how)):
+            common = tuple(_union(a, b) for a, b in zip(box, own, strict=True))
+            if _share(common, box, own, shape, how):
                 found.append((_volume(common) - _volume(box), index, common))
         if found:
             _, index, common = min(found, key=lambda choice: choice[:2])
             groups[index] = common, [*groups[index][1], label]
         else:
-            groups.append((boxes[label - 1], [label]))
+            groups.append((own, [label]))
     return groups
+
+
+def _share(common: Sides, box: Sides, other: Sides, shape: tuple[int, ...], how: Windowing) -> bool:
+    """Tell whether one window takes two boxes, whose common box is given: it need not grow, or it is worth it."""
+    together, before, apart = (_volume(_sides(each, shape, how)) for each in (common, box, other))
+    if together == before:
+        return True
+    if how.common is not None:
+        return all(side.stop - side.start <= how.common for side in common)
+    return together <= min(before + apart, LARGEST_SHARED, how.most or LARGEST_SHARED)
 
 
 def _sides(box: Sides, shape: tuple[int, ...], how: Windowing) -> Sides:

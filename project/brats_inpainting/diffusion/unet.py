@@ -109,7 +109,15 @@ class Upsample(nn.Module):
 
     def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
         """Return the features at twice the resolution."""
+        if x_NCV.ndim == 5 and x_NCV.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._in_one(x_NCV)
         return self.conv(F.interpolate(x_NCV, scale_factor=2, mode="nearest"))
+
+    def _in_one(self, x_NCXYZ: Tensor) -> Tensor:
+        """Do both as one transposed convolution: 8 products a voxel instead of 27, and no larger copy of the input."""
+        padded = F.pad(self.conv.weight.flip(2, 3, 4), [1] * 6)
+        kernel = F.avg_pool3d(padded, 2, stride=1, divisor_override=1).transpose(0, 1)  # each tap, added to the next
+        return F.conv_transpose3d(x_NCXYZ, kernel, self.conv.bias, stride=2, padding=1)
 
 
 class Stage(nn.Sequential):
