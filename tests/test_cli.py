@@ -11,12 +11,14 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from brats_inpainting import cli
 from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CheckpointError
 
-from .conftest import LPS, brain, lesion, write_case
+from .conftest import LPS, TINY, brain, lesion, write_case
 
 IDS = ["BraTS-GLI-00001-000", "BraTS-GLI-00002-000"]
 
@@ -214,6 +216,29 @@ def test_the_parameters_file_is_overridden_by_the_command_line(infer, tmp_path):
     assert settings["sampling"]["steps"] == 2  # the fixture's own --steps
     assert settings["sampling"]["sampler"] == "ddpm"
     assert settings["sampling"]["smoothing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "preset", "steps", "replace"),
+    [((), "paper", 26, "slices"), (("--steps", 2), "fast", 2, "mask")],
+)
+def test_guided_diffusions_file_means_the_papers_procedure_unless_an_option_says_more(
+    option, preset, steps, replace, tmp_path, capfd
+):
+    mask = lesion((64, 64, 12))
+    mask[..., :6] = mask[..., 7:] = False
+    case = write_case(tmp_path / "data", IDS[0], mask=mask)
+    keys = "num_channels: 32\nchannel_mult: '1,1,1,1'\nnum_res_blocks: 1\nattention_resolutions: ''\n"
+    (tmp_path / "guided.yml").write_text(f"{keys}diffusion_steps: 26\ntimestep_respacing: ''\n")
+    torch.save(UNet(TINY.model_copy(update={"multipliers": (1, 1, 1, 1)})).state_dict(), tmp_path / "savedmodel.pt")
+    paths = ("--data-path", case.parent, "--output-path", tmp_path / "out", "--report-path", tmp_path / "report")
+    files = ("--weights", tmp_path / "savedmodel.pt", "--parameters-file", tmp_path / "guided.yml")
+    assert run("infer", *paths, *files, "--device", "cpu", "--no-images", *option) == 0
+    sampling = json.loads((tmp_path / "report" / "run.json").read_text())["settings"]["sampling"]
+    assert (sampling["steps"], sampling["replace"]) == (steps, replace)
+    told = capfd.readouterr().err
+    assert f"preset {preset}: {steps} steps" in told
+    assert (f"{IDS[0]} takes {steps} passes of the network, on this CPU about " in told) == (steps >= 25)
 
 
 def test_baselines_are_filled_and_evaluated(tmp_path, data):

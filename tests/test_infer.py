@@ -280,13 +280,21 @@ def test_loading_says_what_is_wrong(tiny_weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("prediction", "preset", "warned"), [("eps", "fast", True), ("eps", "paper", False), ("x0", "fast", False)]
+    ("prediction", "said", "steps"),
+    [
+        ("eps", {}, 25),
+        ("eps", {"preset": "realistic"}, 25),
+        ("eps", {"preset": "paper"}, 1000),
+        ("eps", {"steps": 24}, 24),
+        ("x0", {}, 2),
+    ],
 )
-def test_few_steps_of_weights_that_predict_noise_are_warned_of(prediction, preset, warned, tmp_path, caplog):
+def test_weights_that_predict_noise_take_25_steps_at_least_or_warn(prediction, said, steps, tmp_path, caplog):
     path, diffusion = tmp_path / "tiny.safetensors", DiffusionConfig(prediction=prediction, window=32)
     checkpoint.save(path, tiny_network().state_dict(), unet=TINY, diffusion=diffusion, ema=True, notes={})
-    Inpainter.load(path, preset=preset, device="cpu")
-    assert ("tiny.safetensors predicts noise, for which 2 steps are few: ask for 10 or more" in caplog.text) == warned
+    assert Inpainter.load(path, device="cpu", **said).sampling.steps == steps
+    few = "tiny.safetensors predicts noise, for which 24 steps are few: ask for 25 or more"
+    assert (few in caplog.text) == (said == {"steps": 24})
 
 
 def test_what_is_usual_on_the_device_is_taken_if_nothing_is_said(monkeypatch):

@@ -52,14 +52,25 @@ def test_an_empty_file_means_defaults(read):
     assert read("") == read("# nothing\n") == parameters.Parameters()
 
 
-def test_the_papers_file_sets_network_and_batch_and_leaves_the_sampler_alone(read):
+def test_the_papers_file_sets_network_and_batch_and_asks_for_every_step(read):
     said = read(PAPERS)
     assert said.unet == UNetConfig()
     assert said.diffusion.steps == 1000
     assert said.batch_size == 32
     assert said.device == "cuda:0"
-    assert said.preset is None
+    assert (said.preset, said.all_steps) == (None, 1000)
     assert said.sampling == {"samples": 1}
+
+
+@pytest.mark.parametrize("line", ["preset: fast", "steps: 30", "sampler: heun", "use_ddim: True"])
+def test_whatever_else_the_file_says_of_sampling_is_taken_instead_of_every_step(read, line):
+    assert read(PAPERS.replace("use_ddim: False", line)).all_steps is None
+
+
+def test_a_respacing_is_taken_instead_of_every_step(read):
+    said = read(PAPERS.replace("timestep_respacing: ''", "timestep_respacing: '50'"))
+    assert said.all_steps is None
+    assert said.sampling == {"sampler": "ddpm", "steps": 50, "samples": 1}
 
 
 @pytest.mark.parametrize(

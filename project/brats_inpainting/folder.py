@@ -31,6 +31,7 @@ from brats_inpainting.progress import Watch, duration
 
 log = logging.getLogger(__name__)
 
+LONG = 25  # passes of the network over a window: so many, on a CPU, are told of before they begin
 RECORD_SHARE = 20  # run.json, which grows with the run, is written for a twentieth of the time at most
 Existing = Literal["error", "overwrite", "resume"]
 
@@ -151,11 +152,30 @@ class Run:
                 self.fail(case.id, error, watch)
                 continue
             stack = self.inpainter.stack(scan, keep=self._keeping)
+            if stack.missing and not watch.known and sampling.passes >= LONG:
+                self._foretell(stack)
             watch.open(stack.missing * sampling.passes)
             if stack.missing:
                 yield stack
             else:
                 deliver(stack)
+
+    def _foretell(self, stack: Stack) -> None:
+        """Say how long a case will take on a CPU, and what would be faster: one pass over one window is timed."""
+        network, device = self.inpainter.weights.network, self.inpainter.device
+        if device.type != "cpu":
+            return
+        x_NCV = torch.zeros(1, network.config.in_channels, *stack.windows[0].shape)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            network(x_NCV, torch.zeros(1))
+        passes, seconds = stack.missing * self.inpainter.sampling.passes, time.perf_counter() - started
+        log.info(
+            "%s takes %s passes of the network, on this CPU about %s; a smaller --steps or another --preset is faster",
+            stack.scan.id,
+            f"{passes:,}",
+            duration(passes * seconds),
+        )
 
     def _prepare(self, case: Case) -> Scan:
         try:

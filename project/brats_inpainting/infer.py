@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine that a bare array is given: BraTS order, 1 mm
 OnPass = Callable[[int], None]
-ENOUGH_STEPS = 10  # for a network that predicts noise: early on x̂_0 is its small error, much amplified
+ENOUGH_STEPS = 25  # for a network that predicts noise: early on x̂_0 is its small error, much amplified
 NARROW = 64  # feature maps
 MOST_SIDE_BY_SIDE = 16  # batches: what is ready for them takes memory too
 BATCH = {  # by the network's dimensions: slices, the paper's number on a GPU; boxes
@@ -100,7 +100,7 @@ class Inpainter:
         Args:
             weights: a ``.safetensors`` or ``.pt`` file, or the name of bundled weights (``config.BUNDLED``); the
                 preset's bundled weights if not given.
-            preset: a name in ``config.PRESETS``.
+            preset: a name in ``config.PRESETS``; weights that predict noise take 25 steps at least.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
             batch_size: windows per network pass; chosen by the device if not given.
             at_most: the most that may be chosen.
@@ -119,9 +119,13 @@ class Inpainter:
         unet = loaded.network.config
         how = config.sampling(preset, unet.dims, **overrides)
         _refuse_other_work(loaded)
-        if loaded.diffusion.prediction == "eps" and how.steps < ENOUGH_STEPS:
-            few = "%s predicts noise, for which %d steps are few: ask for %d or more"
-            log.warning(few, loaded.path.name, how.steps, ENOUGH_STEPS)
+        enough = min(ENOUGH_STEPS, loaded.diffusion.steps)
+        if loaded.diffusion.prediction == "eps" and how.steps < enough:
+            if "steps" in overrides:
+                few = "%s predicts noise, for which %d steps are few: ask for %d or more"
+                log.warning(few, loaded.path.name, how.steps, enough)
+            else:
+                how = how.model_copy(update={"steps": enough})
         most, exact = usual(where, unet)
         most = min(most, at_most or most)
         size = batch_size or (memory.plan(unet, most) if where.type == "cpu" and unet.dims == 2 else most)

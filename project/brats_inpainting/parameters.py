@@ -66,9 +66,14 @@ class _File(SamplingConfig):
 
 @dataclass
 class Parameters:
-    """What a parameters file asks for; ``None`` and empty where it says nothing."""
+    """What a parameters file asks for; ``None`` and empty where it says nothing.
+
+    ``all_steps`` is the length of guided-diffusion's chain where its names ask for every step of it, and nothing in the
+    file for anything else: the paper's procedure.
+    """
 
     preset: str | None = None
+    all_steps: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     device: str | None = None
@@ -169,8 +174,10 @@ def _cleaned(value: Any) -> Any:
 
 def _translated(file: _File) -> Parameters:
     given = file.model_fields_set
+    whole_chain = "timestep_respacing" in given and not (file.timestep_respacing or file.use_ddim)
     return Parameters(
         preset=file.preset,
+        all_steps=file.diffusion_steps if whole_chain and not given & {"preset", "sampler", "steps"} else None,
         sampling=_respaced(file) | file.model_dump(include=given & set(SamplingConfig.model_fields)),
         seed=file.seed,
         device=file.device or file.gpu_id,

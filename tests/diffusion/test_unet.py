@@ -5,7 +5,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from brats_inpainting.config import UNetConfig
-from brats_inpainting.diffusion.unet import Attention, UNet, Upsample, timestep_embedding
+from brats_inpainting.diffusion.unet import (
+    CONVOLUTION,
+    Attention,
+    Downsample,
+    Stage,
+    UNet,
+    Upsample,
+    timestep_embedding,
+)
 
 from ..golden import SMALL, fill, network, rnd
 
@@ -72,10 +80,10 @@ def test_one_timestep_serves_all_slices():
     torch.testing.assert_close(single, repeated, rtol=0, atol=1e-5)  # a matrix product of another shape sums otherwise
 
 
-def test_upsampling_a_volume_without_gradients_equals_nearest_neighbour_and_convolution():
-    up = Upsample(32, dims=3)
-    x_NCXYZ = torch.randn(2, 32, 3, 4, 5)
-    expected = up(x_NCXYZ, torch.empty(0))
+@pytest.mark.parametrize("layer", [Upsample(32, dims=3), Stage(Downsample(32, dims=3), CONVOLUTION[3](32, 8, 3))])
+def test_what_is_faster_on_a_cpu_equals_what_gradients_flow_through(layer):
+    x_NCXYZ = torch.randn(2, 32, 6, 8, 10)
+    expected = layer(x_NCXYZ, torch.empty(0))
     assert expected.requires_grad
     with torch.inference_mode():
-        torch.testing.assert_close(up(x_NCXYZ, torch.empty(0)), expected.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(layer(x_NCXYZ, torch.empty(0)), expected.detach(), rtol=1e-5, atol=1e-5)

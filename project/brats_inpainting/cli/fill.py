@@ -99,6 +99,8 @@ def infer(
     said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
     if parameters_file:
         log.info("%s: %s", parameters_file, said)
+    if said.all_steps and not (preset or sampler or steps):
+        preset, steps = "paper", said.all_steps
     flags = {
         "sampler": sampler,
         "steps": steps,
