@@ -44,6 +44,18 @@ def test_a_slice_is_the_same_to_the_bit_in_any_company_and_order(sampler, noise)
             assert image.tobytes() == alone[name].tobytes()
 
 
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("size", [3, 6])
+def test_a_slice_is_the_same_to_the_bit_in_every_place_of_a_batch_that_cases_share(size, number, threads):
+    threads(number)
+    machine = inpainter(batch_size=size, steps=1)
+    scans = [scan_of(0, "a"), scan_of(1, "b", radius=0.2), scan_of(2, "c", centre=(0.4, 0.5, 0.4))]
+    together, turned = (filled(machine, some) for some in (scans, scans[::-1]))
+    for scan in scans:
+        alone = filled(machine, [scan])[scan.id].tobytes()
+        assert together[scan.id].tobytes() == turned[scan.id].tobytes() == alone
+
+
 def test_batch_sizes_agree_within_a_thousandth_of_the_range():
     scans = [scan_of(0, "a"), scan_of(1, "b", radius=0.2)]
     results = [filled(inpainter(batch_size=size, sampler="dpmpp_2m", steps=4), scans) for size in (1, 3, 8)]

@@ -26,7 +26,6 @@ from torch import Tensor
 from brats_inpainting import config, memory
 from brats_inpainting.config import (
     DEFAULT_PRESET,
-    FRAME_MULTIPLE,
     DiffusionConfig,
     SamplingConfig,
     UNetConfig,
@@ -39,7 +38,7 @@ from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.process import Denoiser, Prediction, Schedule
 from brats_inpainting.diffusion.unet import MEMORY_FORMAT
-from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
+from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
 from brats_inpainting.host import ahead
 
 log = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ class Inpainter:
         loaded = checkpoint.load(config.weights_path(weights, preset), unet=unet, diffusion=diffusion)
         unet = loaded.network.config
         how = config.sampling(preset, unet.dims, **overrides)
-        _refuse_other_work(loaded)
+        checkpoint.refuse_other_work(loaded)
         enough = min(ENOUGH_STEPS, loaded.diffusion.steps)
         if loaded.diffusion.prediction == "eps" and how.steps < enough:
             if "steps" in overrides:
@@ -325,9 +324,14 @@ class Inpainter:
         )
         return ((x0_N1V[: len(batch)] - low) / (high - low)).float().cpu().numpy()
 
-    def _network(self, x_NCV: Tensor, t_N: Tensor) -> Tensor:
+    def _network(self, x_NCV: Tensor, t_1: Tensor) -> Tensor:
+        """Pass a batch through the network, so that a window's bits do not depend on its place in the batch.
+
+        Where a CPU's threads would share windows out in parts, which sums in other orders, one window goes at a time.
+        """
+        alone = self.device.type == "cpu" and len(x_NCV) % torch.get_num_threads() > 0
         with autocast(self.device.type, self.precision):
-            return self.weights.network(x_NCV, t_N)
+            return torch.cat([self.weights.network(x, t_1) for x in x_NCV.split(1 if alone else len(x_NCV))])
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         """Send a tensor where the network is; an NVIDIA GPU fetches it from pinned memory when it gets there."""
@@ -361,19 +365,6 @@ def usual(device: torch.device, unet: UNetConfig) -> tuple[int, Precision]:
     if precision == "bf16" and unet.dims == 2 and unet.width <= NARROW:  # measured with small-2 (docs/benchmarks.md)
         return 2 * most, "fp32"
     return most, precision
-
-
-def _refuse_other_work(loaded: Weights) -> None:
-    """Refuse a network that takes other inputs, or whose sides no window has."""
-    unet, window = loaded.network.config, loaded.diffusion.window
-    channels = 6 if unet.position else 3
-    fits = window % unet.stride == 0 and FRAME_MULTIPLE % unet.stride == 0
-    if unet.in_channels != channels or not fits:
-        inputs = "b, m, x_t, three positions" if unet.position else "b, m, x_t"
-        raise CheckpointError(
-            f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
-            f"  Give one of {channels} channels ({inputs}) whose factor divides {FRAME_MULTIPLE} and its window."
-        )
 
 
 def _share(threads: int) -> int:

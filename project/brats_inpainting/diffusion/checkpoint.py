@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brats_inpainting.config import BUNDLED, DiffusionConfig, UNetConfig
+from brats_inpainting.config import BUNDLED, FRAME_MULTIPLE, DiffusionConfig, UNetConfig
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CheckpointError
 from brats_inpainting.host import muted
@@ -136,6 +136,23 @@ def sha256(path: Path) -> str:
     """Return the file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_other_work(loaded: Weights) -> None:
+    """Refuse a network that takes other inputs, or whose sides no window has.
+
+    Raises:
+        CheckpointError: saying what it takes, and what is needed.
+    """
+    unet, window = loaded.network.config, loaded.diffusion.window
+    channels = 6 if unet.position else 3
+    fits = window % unet.stride == 0 and FRAME_MULTIPLE % unet.stride == 0
+    if unet.in_channels != channels or not fits:
+        inputs = "b, m, x_t, three positions" if unet.position else "b, m, x_t"
+        raise CheckpointError(
+            f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
+            f"  Give one of {channels} channels ({inputs}) whose factor divides {FRAME_MULTIPLE} and its window."
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
