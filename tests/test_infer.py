@@ -156,7 +156,7 @@ def test_what_fails_in_one_of_the_batches_side_by_side_is_raised(threads):
 def test_a_shorter_precision_changes_little_and_nothing_outside_the_mask():
     image, mask = brain(SHAPE), lesion(SHAPE)
     exact, short = (replace(inpainter(), precision=name).inpaint(image, mask).image for name in ("fp32", "bf16"))
-    assert (exact[mask] != short[mask]).any()
+    assert (exact[mask] != short[mask]).mean() > 0.9
     assert abs(exact - short).max() < 0.02 * np.ptp(image)  # bfloat16 has 8 bits, and errors add up over two steps
     assert (exact[~mask] == short[~mask]).all()
 
@@ -165,7 +165,7 @@ def test_the_seed_decides_and_nothing_else():
     machine, image, mask = inpainter(), brain(SHAPE), lesion(SHAPE)
     a, b, c = (machine.inpaint(image, mask, seed=seed).image for seed in (1, 1, 2))
     assert a.tobytes() == b.tobytes()
-    assert (a[mask] != c[mask]).any()
+    assert (a[mask] != c[mask]).mean() > 0.9
     assert (a[~mask] == c[~mask]).all()
 
 
@@ -182,7 +182,7 @@ def test_the_uncertainty_is_zero_outside_the_mask_and_absent_for_one_sample():
     image, mask = brain(SHAPE), lesion(SHAPE)
     std = inpainter(samples=3).inpaint(image, mask).std
     assert (std[~mask] == 0).all()
-    assert (std[mask] > 0).any()
+    assert (std[mask] > 0).mean() > 0.9
     assert inpainter().inpaint(image, mask).std is None
 
 
@@ -193,7 +193,8 @@ def test_the_papers_preset_replaces_whole_slices_and_rescales_the_volume():
     low, high = np.percentile(np.where(mask, 0, image), (0.5, 99.5))
     # min-max onto the percentiles, in float32
     np.testing.assert_allclose([result.min(), result.max()], [low, high], rtol=1e-6, atol=1e-3)
-    assert (result[~mask] != image[~mask]).any()
+    touched = mask.any(axis=(0, 1)) & (image > 0) & ~mask
+    assert (result[touched] != image[touched]).mean() > 0.9
 
 
 def test_smoothing_touches_the_inside_of_the_mask_only():
@@ -231,7 +232,8 @@ def test_dilation_fills_more():
     grown = volume.grow(mask, 2, (1, 1, 1))
     result = inpainter(Anything(), dilate=2).inpaint(image, mask).image
     assert (result[~grown] == image[~grown]).all()
-    assert (result[grown & ~mask & (image > 0)] != image[grown & ~mask & (image > 0)]).any()
+    added = grown & ~mask & (image > 0)
+    assert (result[added] != image[added]).mean() > 0.9
 
 
 def test_the_batch_is_halved_when_memory_runs_out():
@@ -239,12 +241,13 @@ def test_the_batch_is_halved_when_memory_runs_out():
         def forward(self, x_NCV, _t_N):
             if len(x_NCV) > 2:
                 raise torch.OutOfMemoryError("too much")
-            return x_NCV[:, :1]
+            return x_NCV[:, 2:3]  # the noise, which no two slices share
 
-    machine = inpainter(Hungry(), batch_size=8)
-    scan = scan_of(0, "a")
-    assert set(filled(machine, [scan])) == {"a"}
+    machine, scans = inpainter(Hungry(), batch_size=8), [scan_of(0, "a"), scan_of(1, "b")]
+    halved = filled(machine, scans)
     assert machine.batch_size == 2
+    for name, image in filled(inpainter(Hungry(), batch_size=1), scans).items():
+        assert (halved[name] == image).all()
 
 
 def test_memory_for_not_even_one_slice_is_said_clearly():

@@ -51,6 +51,25 @@ def test_voxels_are_weighted_by_voxel_or_by_region(dims):
     assert torch.isfinite(nothing).all()
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_network_sees_the_context_and_the_weighted_error_is_of_the_truth(dims):
+    shape = (2, 1, *[8] * dims)
+    truth, context, noise = torch.rand(shape), torch.rand(shape), torch.randn(shape)
+    mask = (torch.rand(shape) < 0.3).float()
+    batch = Batch(truth, context, mask, torch.rand(2, 3, *shape[2:]), noise, torch.tensor([10, 999]))
+    three = {"dims": 3, "position": True, "in_channels": 6} if dims == 3 else {}
+    diffusion = {"prediction": "x0", "image_range": (-1, 1), "window": 96}
+    recipe = TrainConfig(unet=three | {"out_channels": 1}, diffusion=diffusion, weight_outside=0.1)
+    seen = []
+    found = terms(lambda x, _: seen.append(x) or 0 * x[:, :1], Schedule.linear(), recipe, batch)
+    torch.testing.assert_close(seen[0][:, :1], 2 * context - 1)
+    assert torch.equal(seen[0][:, 1:2], mask)
+    torch.testing.assert_close(seen[0][:, 2:3], Schedule.linear().q_sample(2 * truth - 1, batch.t_N, noise))
+    assert torch.equal(seen[0][:, 3:], batch.position_N3V[:, : 3 * (dims == 3)])
+    expected = (weights(mask, recipe) * (2 * truth - 1).square()).flatten(1).mean(dim=1)
+    torch.testing.assert_close(found.total_N, expected)
+
+
 def test_the_ssim_term_counts_at_the_last_timestep_alone_and_teaches():
     truth, _, mask = (torch.from_numpy(np.ascontiguousarray(a, np.float32))[None, None] for a in pair())
     both = [image.expand(2, -1, -1, -1, -1) for image in (truth, truth * (1 - mask), mask)]

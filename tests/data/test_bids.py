@@ -64,6 +64,16 @@ def test_other_masks_are_not_taken_and_the_error_says_what_was_looked_for(datase
         bids.find(dataset(SCAN, mask))
 
 
+@pytest.mark.parametrize("entity", ["acq", "ce", "dir", "rec", "res", "run"])
+def test_a_mask_of_another_acquisition_or_run_is_not_taken(dataset, entity):
+    scan = f"sub-01/anat/sub-01_{entity}-1_T1w.nii.gz"
+    own, other = (f"sub-01/anat/sub-01_{entity}-{value}_label-lesion_roi.nii.gz" for value in (1, 2))
+    folder = dataset(scan, other)
+    with pytest.raises(ConfigError, match="none of 1 T1w scans has a lesion mask"):
+        bids.find(folder)
+    assert [case.mask for case in bids.find(dataset(own))] == [folder / own]
+
+
 def test_runs_have_masks_of_their_own_and_other_scans_are_counted(dataset, caplog):
     runs = [f"sub-01/anat/sub-01_run-{run}_{kind}.nii.gz" for run in (1, 2) for kind in ("T1w", "label-lesion_roi")]
     with caplog.at_level("INFO"):

@@ -64,6 +64,28 @@ def test_the_healthy_mask_and_the_distance_to_the_tumour_are_kept(scans, tmp_pat
     np.testing.assert_array_equal(prepared.distance_SHW == 0, tumour)
 
 
+def test_training_scans_and_masks_are_turned_to_lps_and_cut_above_one_half(tmp_path):
+    mask = lesion(SHAPE, centre=(0.4, 0.45, 0.5))
+    soft = np.select([mask, lesion(SHAPE, (0.4, 0.45, 0.5), 0.2)], [1, 0.5]).astype(np.float32)
+    made = []
+    for axes in ("LPS", "SAR"):
+        turn = nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("LPS", axes)))
+        affine = LPS @ nib.orientations.inv_ornt_aff(turn, SHAPE)
+        paths = [tmp_path / f"{axes}-{name}.nii.gz" for name in ("t1n", "mask-healthy", "mask-unhealthy")]
+        for path, array in zip(paths, (brain(SHAPE), soft, soft), strict=True):
+            nib.save(nib.Nifti1Image(nib.orientations.apply_orientation(array, turn), affine), path)
+        files = Files(axes, *paths)
+        cache._prepare(files, tmp_path / f"{axes}.npy")
+        made.append(cache._open(files, tmp_path / f"{axes}.npy"))
+    one, other = made
+    assert one.box == other.box
+    for scan in made:
+        np.testing.assert_array_equal(scan.image_SHW, one.image_SHW)
+        healthy_SHW = scan.healthy.within((0, 0, 0), one.image_SHW.shape)
+        np.testing.assert_array_equal(healthy_SHW, Frame.around(brain(SHAPE) > 0).cut(mask))
+        np.testing.assert_array_equal(scan.distance_SHW == 0, healthy_SHW)
+
+
 def test_what_is_there_is_taken_and_what_is_missing_made(scans, tmp_path):
     folder = tmp_path / "cache"
     cache.prepare(cache.find(scans), folder)

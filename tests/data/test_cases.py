@@ -74,7 +74,23 @@ def test_different_shapes_and_affines_are_shown_side_by_side(case):
         cases.load(case)
     moved[0, 3] = 0.0005
     write(case.mask, lesion(SHAPE).astype(np.uint8), moved)
-    assert cases.load(case).mask_XYZ.any()
+    assert (cases.load(case).mask_XYZ == lesion(SHAPE)).all()
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 3), (1, 1)])
+def test_the_tolerance_of_affines_is_the_same_far_from_the_origin(case, row, column):
+    far = LPS.copy()
+    far[:3, 3] = 1000, -1000, 500
+    write(case.image, brain(SHAPE), far)
+    for off, fits in ((0.0005, True), (0.005, False)):
+        moved = far.copy()
+        moved[row, column] += off
+        write(case.mask, lesion(SHAPE).astype(np.uint8), moved)
+        if fits:
+            assert (cases.load(case).mask_XYZ == lesion(SHAPE)).all()
+        else:
+            with pytest.raises(CaseError, match="different grids"):
+                cases.load(case)
 
 
 def test_both_files_are_reported_when_both_are_broken(case):
@@ -134,7 +150,8 @@ def test_a_constant_image_is_refused(case, value):
 
 
 def test_a_mask_of_probabilities_is_cut_at_one_half_with_a_warning(case):
-    write(case.mask, (0.8 * lesion(SHAPE) + 0.3 * lesion(SHAPE, radius=0.3)).astype(np.float32))
+    nested = [lesion(SHAPE, radius=radius) for radius in (0.15, 0.2, 0.3)]
+    write(case.mask, np.select(nested, [0.8, 0.5, 0.3]).astype(np.float32))  # exactly one half is none
     loaded = cases.load(case)
     assert any("more than 0.5" in warning for warning in loaded.warnings)
     assert (loaded.mask_XYZ == lesion(SHAPE)).all()

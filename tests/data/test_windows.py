@@ -60,6 +60,19 @@ def test_a_patch_covers_the_mask_and_grows_by_32_until_it_does():
     assert whole[0] == slice(0, 224)
 
 
+@pytest.mark.parametrize("start", [0, 61, 127])
+@pytest.mark.parametrize(("side", "patch", "box"), [(64, 64, 96), (65, 96, 104), (96, 96, 128), (97, 128, 136)])
+def test_a_window_is_just_large_enough_for_its_mask(start, side, patch, box):
+    flat_SHW, solid_SHW = np.zeros((1, 224, 224), bool), np.zeros((224, 224, 224), bool)
+    flat_SHW[0, start : start + side, 70 : 70 + side] = True
+    solid_SHW[start : start + side, 70 : 70 + side, 80 : 80 + side] = True
+    patches, boxes = Windowing(2, window=64, step=32, margin=0, common=64), Windowing(3, 96, 8, margin=16, common=88)
+    for mask_SHW, how, shape in ((flat_SHW, patches, (patch, patch)), (solid_SHW, boxes, (box, box, box))):
+        (found,) = windows.around(mask_SHW, how)
+        assert found.shape == shape
+        assert found.cut(mask_SHW).sum() == mask_SHW.sum()
+
+
 def test_a_network_of_whole_slices_gets_the_whole_frame():
     mask_SHW = np.moveaxis(lesion((224, 256, 5)), 2, 0)
     found = windows.around(mask_SHW, Windowing(2, window=224, step=32, margin=0, common=224))
@@ -204,7 +217,8 @@ def test_a_stack_keeps_mean_and_spread_of_its_samples(how):
     # float32 sums of three
     np.testing.assert_allclose(window.cut(stack.mean_SHW)[inside], samples.mean(axis=0)[inside], atol=1e-6)
     np.testing.assert_allclose(window.cut(stack.std_SHW)[inside], samples.std(axis=0, ddof=1)[inside], atol=1e-6)
-    assert (window.cut(stack.sample_SHW(1))[inside] == samples[1][inside]).all()
+    for number in range(3):
+        assert (window.cut(stack.sample_SHW(number))[inside] == samples[number][inside]).all()
 
 
 def test_slices_without_mask_stay_as_they_are():

@@ -17,9 +17,12 @@ def test_the_same_key_gives_the_same_standard_normal_draw(mode):
     assert abs(a.std() - 1) < 0.04  # likewise
 
 
+@pytest.mark.parametrize("mode", ["independent", "shared", "slerp"])
 @pytest.mark.parametrize("change", [{"seed": 4}, {"sample": 0}, {"step": 1}, {"z": 21}])
-def test_any_other_key_gives_another_draw(change):
-    a, b = noise.draw(SHAPE, **KEY), noise.draw(SHAPE, **KEY | change)
+def test_any_other_key_gives_another_draw(mode, change):
+    if "z" in change:  # what z does in the other modes is tested below
+        mode = "independent"
+    a, b = (noise.draw(SHAPE, **KEY | {"mode": mode} | new) for new in ({}, change))
     assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 0.05
 
 
