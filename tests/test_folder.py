@@ -5,11 +5,15 @@ import resource
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
+import pytest
 
+from brats_inpainting.config import DiffusionConfig, SamplingConfig
 from brats_inpainting.data import cases
+from brats_inpainting.errors import ConfigError
 from brats_inpainting.folder import Run
 from brats_inpainting.infer import LPS
 
@@ -78,3 +82,44 @@ def test_a_case_too_large_for_the_memory_fails_alone(tmp_path, tiny_weights):
     assert done.returncode == 3, done.stderr
     assert "not enough memory" in done.stderr.partition("1 failed:")[2]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small-t1n-inference.nii.gz"]
+
+
+# for everything that fills depend on, another value than that of ``inpainter()``
+SAMPLING = {
+    "sampler": "heun",
+    "steps": 3,
+    "spacing": "trailing",
+    "samples": 2,
+    "noise": "shared",
+    "smoothing": 0.5,
+    "dilate": 1.0,
+    "replace": "slices",
+}
+OTHER = {"weights": {"sha256": "1" * 64}, "diffusion": {"diffusion": DiffusionConfig()}}
+OTHER |= {"precision": "bf16", "seed": 1, "keep_dtype": True}
+
+
+def test_every_setting_of_a_fill_is_compared():
+    assert {*SAMPLING} == {*SamplingConfig.model_fields}
+    assert {"sampling", *OTHER} == {*Run(inpainter(), {}).settings()}
+
+
+@pytest.mark.parametrize("name", [*SAMPLING, *OTHER])
+def test_a_fill_is_not_resumed_with_another(name, tmp_path):
+    case = cases.find(write_case(tmp_path / "data", "a").parent)[0]
+    jobs = {tmp_path / cases.output_name("a"): case}
+    before = Run(inpainter(), jobs, report_path=tmp_path / "report", quiet=True)
+    before.start("error")
+    before.reports = {"a": {"output": cases.output_name("a")}}
+    before.record()
+    next(iter(jobs)).touch()
+    again = replace(before, inpainter=inpainter(**{name: SAMPLING[name]} if name in SAMPLING else {}), jobs=dict(jobs))
+    if name in ("weights", "diffusion"):
+        again.inpainter.weights = replace(again.inpainter.weights, **OTHER[name])
+    elif name in OTHER:
+        setattr(again.inpainter if name == "precision" else again, name, OTHER[name])
+    with pytest.raises(ConfigError, match=f"made with another {'sampling' if name in SAMPLING else name}\n"):
+        again.start("resume")
+    same = replace(before, inpainter=inpainter(), jobs=dict(jobs))
+    same.start("resume")
+    assert not same.jobs
