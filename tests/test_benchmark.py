@@ -6,11 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from brats_inpainting import cli, host
-from brats_inpainting.benchmark import case, ceilings, passes, peers, run
+from brats_inpainting.benchmark import case, ceilings, passes, peers, report, run
 from brats_inpainting.benchmark.reference import Reference
 from brats_inpainting.benchmark.subject import Subject, apart, peak_bytes
 from brats_inpainting.config import DiffusionConfig, UNetConfig
@@ -48,13 +50,24 @@ def test_every_convolution_of_a_pass_is_counted():
     assert 0.8 * flops < sum(found.times * found.flops for found in alone) <= flops  # the rest is attention, embedding
 
 
-def test_a_step_is_measured_beside_its_own_convolutions():
+def test_a_step_is_measured_beside_its_own_convolutions_and_drawn(tmp_path):
     found = passes.measure(SUBJECT)
     assert found.seconds > 0
     assert found.peak > 1e8  # torch alone takes that
     assert found.ceiling > 0
     assert 0 < sum(found.operators.values()) <= 1
     assert all(share > passes.SHARE for share in found.operators.values())
+    fewer = replace(found, convolutions=found.convolutions[:1])
+    assert coloured([found], tmp_path) > coloured([fewer], tmp_path) > coloured([], tmp_path) == 0
+
+
+def coloured(measured, folder):
+    """Count the pixels of matplotlib's first colour in the picture of some passes."""
+    machine = {"gpu": "none", "processor": "this one", "precision": "fp32"}
+    report.roofline(run.Results(machine, {"fp32": 1e11, "copy": 1e10}, measured), folder / "roofline.png")
+    with Image.open(folder / "roofline.png") as image:
+        red, _, blue = (channel.astype(int) for channel in np.moveaxis(np.asarray(image.convert("RGB")), 2, 0))
+    return np.count_nonzero(blue - red > 40)
 
 
 def test_peers_do_the_same_work_and_the_reference_gives_the_same_numbers():
@@ -99,7 +112,8 @@ def test_the_command_writes_tables_numbers_and_a_picture(tmp_path, capsys, monke
     assert written["row"]["network"] < written["row"]["one_by_one"]
     assert min(written["row"][way] for way in ("side_by_side", "in_turn")) > 0
     assert "One denoising step" in (tmp_path / "report" / "benchmark.md").read_text()
-    assert (tmp_path / "report" / "roofline.png").stat().st_size > 10_000
+    with Image.open(tmp_path / "report" / "roofline.png") as image:
+        assert image.size == (880, 550)
 
 
 def grown(turns):

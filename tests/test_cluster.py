@@ -1,6 +1,5 @@
 """The same work on a Dask cluster: the same bytes, and nothing is lost when a worker, scheduler or client dies."""
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -22,8 +21,9 @@ from brats_inpainting.data import cases
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.folder import Run
+from brats_inpainting.infer import Inpainter
 
-from .conftest import inpainter, write_cases
+from .conftest import write_cases
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 LONG = ("--sampler", "ddim", "--steps", "100")  # long enough to kill something in the middle
@@ -130,19 +130,20 @@ def root(tmp_path, tiny_weights):
 
 def test_paths_are_those_of_the_client_wherever_a_worker_was_started(root, client, monkeypatch):
     monkeypatch.chdir(root)
-    monkeypatch.setattr(cluster, "_remote", lambda _: contextlib.nullcontext(client))
     jobs = {Path("out") / cases.output_name(case.id): case for case in cases.find(Path("data"))}
-    alone = inpainter()
-    alone.weights = checkpoint.load(Path("tiny.safetensors"))
-    run = Run(alone, jobs, report_path=Path("report"), quiet=True)
     loading = {"weights": Path("tiny.safetensors"), "device": "cpu", "batch_size": 2}
-    with cluster.crew("tcp://there", run, loading) as fill:
+    run = Run(Inpainter.load(**loading), jobs, report_path=Path("report"), quiet=True)
+    with cluster.crew(client.scheduler.address, run, loading) as fill:
         monkeypatch.chdir("/")
         run.start("error")
         fill()
     assert not [name for name in next(iter(client.cluster.workers.values())).plugins if len(name) == 32]  # let go
-    assert len(filled(root / "out")) == 6
     assert not run.failed
+    for number, case in enumerate(cases.find(root / "data")):
+        assert case.id == f"case-{number}"
+        target = root / cases.output_name(case.id)
+        run.fill(case, target)
+        assert target.read_bytes() == (root / "out" / target.name).read_bytes()
     assert set(noted(root / "report")) == {f"case-{number}" for number in range(6)}
 
 
@@ -315,11 +316,18 @@ def test_a_worker_has_as_many_batches_side_by_side_as_threads(client, loader, mo
     assert worker.plugins["threads"].inpainter.side_by_side == 3
 
 
-def test_a_worker_joined_unfit_passes_its_case_on(client, monkeypatch):
+def test_a_worker_joined_unfit_passes_its_case_on_until_one_is_fit(root, client, loader, monkeypatch):
     worker = next(iter(client.cluster.workers.values()))
-    order = cluster.Order("this run", 2, None, "fp32", 0, keep_dtype=False, report_path=None)
-    monkeypatch.setitem(worker.plugins, "this run", cluster.Loader("this run", "", {}, [], []))
-    monkeypatch.setattr(cluster, "LOOK_EVERY", 0)
-    monkeypatch.setattr(distributed, "get_worker", lambda: worker)
-    with pytest.raises(distributed.Reschedule):
-        cluster._fill(None, None, order)
+    monkeypatch.setitem(worker.plugins, "this run", loader)  # it has not loaded the network
+    monkeypatch.setattr(cluster, "LOOK_EVERY", 0.01)
+    case = cases.find(root / "data")[0]
+    alone, shared = root / "alone.nii.gz", root / "shared.nii.gz"
+    order = cluster.Order("this run", 2, None, "fp32", 3, keep_dtype=False, report_path=None)
+    future = client.submit(cluster._fill, case, shared, order, pure=False)
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.5)
+    assert not shared.exists()
+    client.register_plugin(loader, name="this run")
+    noted = future.result(timeout=60)
+    expected = Run(Inpainter.load(**loader.loading), {alone: case}, seed=3).fill(case, alone)
+    assert noted["sha256"] == expected["sha256"] == checkpoint.sha256(shared)

@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_masks(case, v
     for path in case.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
     healthy = np.asarray(nib.load(other / f"{case.name}-mask-healthy.nii.gz").dataobj)
-    assert (healthy != volumes["mask-healthy"]).any()
+    assert (healthy & volumes["mask-healthy"]).sum() < 0.9 * healthy.sum()
 
 
 @pytest.mark.usefixtures("without_nilearn")

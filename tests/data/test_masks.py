@@ -65,7 +65,7 @@ def test_a_healthy_mask_lies_in_the_brain_and_away_from_the_tumour(seed):
 
 def test_the_same_seed_gives_the_same_mask_and_another_seed_another():
     assert (draw(0) == draw(0)).all()
-    assert (draw(0) != draw(1)).any()
+    assert (draw(0) & draw(1)).sum() < 0.9 * draw(0).sum()
 
 
 def test_of_two_places_the_farther_from_the_tumour_is_taken():
@@ -82,7 +82,7 @@ def test_where_no_mask_fits_an_error_says_so():
     brain = ball((32, 32, 32), (0.5, 0.5, 0.5), 0.25)
     far, too_close = np.full(brain.shape, 5.0), np.full(brain.shape, 4.9)
     fitting, too_large = np.ones((3, 3, 3), bool), np.ones((16, 16, 16), bool)
-    assert masks.healthy_mask(brain, far, [fitting], np.random.default_rng(0)).any()
+    assert brain[masks.healthy_mask(brain, far, [fitting], np.random.default_rng(0))].mean() >= 0.75
     for distance, shape in [(too_close, fitting), (far, too_large)]:
         with pytest.raises(ValueError, match="no place for a healthy mask"):
             masks.healthy_mask(brain, distance, [shape], np.random.default_rng(0))
