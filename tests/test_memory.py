@@ -10,6 +10,8 @@ import pytest
 from brats_inpainting import memory
 from brats_inpainting.config import UNetConfig
 
+from .conftest import write_case
+
 GB = 2**30
 
 
@@ -69,19 +71,38 @@ def test_as_many_batches_of_the_papers_network_are_side_by_side_as_fit_or_one_a_
     assert memory.batches(UNetConfig(), 4, most=8) == planned
 
 
-def test_a_real_limit_makes_the_batch_smaller():
-    script = "from brats_inpainting import memory, config; print(memory.plan(config.UNetConfig(), 4))"
+@pytest.fixture
+def limited():
+    """What runs a command under a real limit of so many bytes."""
     group = Path("/sys/fs/cgroup/memory") if Path("/sys/fs/cgroup/memory").is_dir() else Path("/sys/fs/cgroup")
     limit = "memory.limit_in_bytes" if group.name == "memory" else "memory.max"
     group /= f"brats-inpainting-test-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / limit).write_text(str(2 * GB))
-        join = f"echo $$ > {group / 'cgroup.procs'} && exec {sys.executable} -c '{script}'"
-        told = subprocess.run(["/bin/sh", "-c", join], capture_output=True, text=True, check=True).stdout
-        assert int(told) == 2
-    except OSError as error:
-        pytest.skip(f"no cgroup with a limit can be made here ({error.strerror})")
-    finally:
-        if group.is_dir():
-            group.rmdir()
+
+    def run(size, *command):
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(size))
+        except OSError as error:
+            pytest.skip(f"no cgroup with a limit can be made here ({error.strerror})")
+        join = f'echo $$ > {group / "cgroup.procs"} && exec "$@"'
+        return subprocess.run(["/bin/sh", "-c", join, "-", *command], capture_output=True, text=True, check=False)
+
+    yield run
+    if group.is_dir():
+        group.rmdir()
+
+
+def test_a_real_limit_makes_the_batch_smaller(limited):
+    script = "from brats_inpainting import memory, config; print(memory.plan(config.UNetConfig(), 4))"
+    assert int(limited(3 * GB, sys.executable, "-c", script).stdout) == 2
+
+
+@pytest.mark.parametrize("weights", ["volume-1", "small-2"])
+def test_memory_for_not_even_one_window_is_refused_before_the_kernel_ends_the_process(weights, limited, tmp_path):
+    write_case(tmp_path / "data", "a")
+    paths = ("--data-path", tmp_path / "data", "--output-path", tmp_path / "out")
+    command = (sys.executable, "-m", "brats_inpainting", "infer", "--device", "cpu", "--weights", weights, *paths)
+    done = limited(500 * 2**20, *command)
+    assert done.returncode == 2
+    assert "GB of memory are free, but a window of 96 voxels a side needs" in done.stderr
+    assert ("--weights small-2" in done.stderr) == (weights == "volume-1")

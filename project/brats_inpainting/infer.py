@@ -118,6 +118,8 @@ class Inpainter:
         unet = loaded.network.config
         how = config.sampling(preset, unet.dims, **overrides)
         checkpoint.refuse_other_work(loaded)
+        if where.type == "cpu":
+            memory.refuse_too_little(unet, loaded.diffusion.window)
         enough = min(ENOUGH_STEPS, loaded.diffusion.steps)
         if loaded.diffusion.prediction == "eps" and how.steps < enough:
             if "steps" in overrides:

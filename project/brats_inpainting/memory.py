@@ -11,20 +11,23 @@ from pathlib import Path
 import torch
 
 from brats_inpainting.config import FRAME, UNetConfig
+from brats_inpainting.errors import ConfigError
 
 # Peak of a float32 pass over slices of 224 × 224, in feature maps of the network's width, where freed memory is kept:
 # the paper's takes at most 347 MB a slice (13.5 maps), small-2 at most 76 MB (11.9 maps): docs/reliability.md.
 MAPS = 16
 BOX_MAPS = 20  # likewise of a pass over a box, in maps of its first level: volume-1 takes at most 18.3
-SHARE = 0.5  # of what is free; the rest is for the scans, and for those who share the machine
+SHARE = 0.5  # of what is free; the rest is for those who share the machine
+BESIDE = {2: 430 * 2**20, 3: 500 * 2**20}  # bytes by dimensions: scans, what libraries take; from the start of a fill
 UNLIMITED = 2**60  # cgroup v1 writes a number beyond all memory where there is no limit
 
 
 def plan(unet: UNetConfig, most: int, limit: int | None = None) -> int:
     """Return how many slices, 1 to ``most``, a network can take at a time in the memory that is free, or allowed."""
     available = min((size for size in (free(), limit) if size is not None), default=None)
-    slice_bytes = MAPS * unet.width * FRAME**2 * 4
-    return most if available is None else max(1, min(most, int(SHARE * available / slice_bytes)))
+    if available is None:
+        return most
+    return max(1, min(most, int(SHARE * (available - BESIDE[2]) / (FRAME**2 * _voxel_bytes(unet)))))
 
 
 def batches(unet: UNetConfig, size: int, most: int, limit: int | None = None) -> int:
@@ -39,7 +42,32 @@ def most_voxels(unet: UNetConfig, device: torch.device, limit: int | None = None
         torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free() if device.type == "cpu" else None
     )
     known = [size for size in (available, limit) if size is not None]
-    return int(SHARE * min(known) / (BOX_MAPS * 4 * unet.width / unet.patch**3)) if known else None
+    beside = BESIDE[3] if device.type == "cpu" else 0
+    return max(0, int(SHARE * (min(known) - beside) / _voxel_bytes(unet))) if known else None
+
+
+def refuse_too_little(unet: UNetConfig, window: int) -> None:
+    """Refuse to begin on a CPU whose free memory is not enough for one window: the kernel would end the process.
+
+    Args:
+        unet: the network, loaded already.
+        window: the least side of a window in voxels.
+
+    Raises:
+        ConfigError: saying how much is needed, and how much is free.
+    """
+    needed, available = BESIDE[unet.dims] + window**unet.dims * _voxel_bytes(unet), free()
+    if available is not None and available < needed:
+        lighter = " or take --weights small-2, which needs less." if unet.dims == 3 else "."
+        raise ConfigError(
+            f"{available / 1e9:.2f} GB of memory are free, but a window of {window} voxels a side needs"
+            f" {needed / 1e9:.2f} GB\n  Give the process more (docker run --memory 4g){lighter}"
+        )
+
+
+def _voxel_bytes(unet: UNetConfig) -> float:
+    """Return the peak of a float32 pass for each voxel of its window, or pixel."""
+    return (MAPS if unet.dims == 2 else BOX_MAPS) * 4 * unet.width / unet.patch**unet.dims
 
 
 def free(root: Path = Path("/")) -> int | None:
