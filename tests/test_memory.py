@@ -94,7 +94,7 @@ def limited():
 
 def test_a_real_limit_makes_the_batch_smaller(limited):
     script = "from brats_inpainting import memory, config; print(memory.plan(config.UNetConfig(), 4))"
-    assert int(limited(3 * GB, sys.executable, "-c", script).stdout) == 2
+    assert int(limited(3 * GB, sys.executable, "-c", script).stdout) == 3
 
 
 @pytest.mark.parametrize("weights", ["volume-1", "small-2"])
