@@ -41,6 +41,13 @@ def keep_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in limits.items())
 
 
+def return_memory() -> None:
+    """Give the memory that glibc keeps back to the system: larger blocks than before do not fit into its pieces."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim:
+        trim(0)
+
+
 _muting = threading.Lock()
 
 

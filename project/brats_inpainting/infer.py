@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,10 +37,10 @@ from brats_inpainting.data.windows import Stack, Task, Windowing
 from brats_inpainting.device import Precision, autocast, best_precision, choose_device
 from brats_inpainting.diffusion import checkpoint, noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
+from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.diffusion.process import Denoiser, Prediction, Schedule
-from brats_inpainting.diffusion.unet import MEMORY_FORMAT
 from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
-from brats_inpainting.host import ahead
+from brats_inpainting.host import ahead, return_memory
 
 log = logging.getLogger(__name__)
 
@@ -300,6 +301,8 @@ class Inpainter:
         """Sample up to ``size`` windows, padded to exactly so many: the shape of the work never varies."""
         low, high = self.weights.diffusion.image_range
         unet = self.weights.network.config
+        if unet.dims == 3 and self.device.type == "cpu" and memory.short(unet, prod(batch[0].window.shape)):
+            return_memory()
         scaled_NCV = _padded([torch.from_numpy(task.condition_CV(position=unet.position)) for task in batch], size)
         condition_NCV = torch.cat([low + (high - low) * scaled_NCV[:, :1], scaled_NCV[:, 1:]], dim=1)
 

@@ -46,6 +46,12 @@ def most_voxels(unet: UNetConfig, device: torch.device, limit: int | None = None
     return max(0, int(SHARE * (min(known) - beside) / _voxel_bytes(unet))) if known else None
 
 
+def short(unet: UNetConfig, voxels: int) -> bool:
+    """Tell whether what is free now is not enough for a pass over a box of so many voxels."""
+    available = free()
+    return available is not None and available < BESIDE[3] + voxels * _voxel_bytes(unet)
+
+
 def refuse_too_little(unet: UNetConfig, window: int) -> None:
     """Refuse to begin on a CPU whose free memory is not enough for one window: the kernel would end the process.
 

@@ -15,7 +15,8 @@ from brats_inpainting import optimiser
 from brats_inpainting.config import DiffusionConfig, TrainConfig
 from brats_inpainting.data.volume import make_writable, whole_or_not_at_all
 from brats_inpainting.diffusion import checkpoint
-from brats_inpainting.diffusion.unet import MEMORY_FORMAT, UNet
+from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
+from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import ConfigError, InpaintingError
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from brats_inpainting import host
 from brats_inpainting.benchmark.subject import peak_bytes
 from brats_inpainting.config import BUNDLED, FRAME, UNetConfig
 from brats_inpainting.diffusion import checkpoint
-from brats_inpainting.diffusion.unet import MEMORY_FORMAT, UNet
+from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
+from brats_inpainting.diffusion.unet import UNet
 
 
 def peak():

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brats_inpainting.benchmark.subject import TIMESTEP, Subject, best
 from brats_inpainting.device import DTYPES, Precision, autocast
-from brats_inpainting.diffusion.unet import MEMORY_FORMAT
+from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -23,7 +23,8 @@ from brats_inpainting import host
 from brats_inpainting.config import BUNDLED, FRAME, DiffusionConfig, UNetConfig
 from brats_inpainting.device import Precision
 from brats_inpainting.diffusion import checkpoint
-from brats_inpainting.diffusion.unet import MEMORY_FORMAT, UNet
+from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
+from brats_inpainting.diffusion.unet import UNet
 
 TIMESTEP = 500
 

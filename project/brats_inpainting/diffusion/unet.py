@@ -16,29 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from brats_inpainting.config import UNetConfig
+from brats_inpainting.diffusion.convolution import CONVOLUTION, doubled
 
 GROUPS = 32
-MEMORY_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}  # of the filters, and so of all features
-
-
-def _fills_on_a_cpu(x_NCV: Tensor) -> bool:
-    """Tell whether features are a box's on a CPU, in float32, without a gradient: oneDNN then has faster ways."""
-    plain = x_NCV.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
-    return x_NCV.ndim == 5 and x_NCV.device.type == "cpu" and plain and torch.backends.mkldnn.is_available()
-
-
-class Conv3d(nn.Conv3d):
-    """A convolution of boxes that PyTorch leaves to oneDNN where a box is small, too: two to four times as fast."""
-
-    def forward(self, x_NCXYZ: Tensor) -> Tensor:
-        """Return the convolved features."""
-        if not _fills_on_a_cpu(x_NCXYZ):
-            return super().forward(x_NCXYZ)
-        how = self.padding, self.stride, self.dilation, self.groups
-        return torch.ops.aten.mkldnn_convolution(x_NCXYZ, self.weight, self.bias, *how)
-
-
-CONVOLUTION = {2: nn.Conv2d, 3: Conv3d}
 
 
 class GroupNorm(nn.GroupNorm):
@@ -128,15 +108,7 @@ class Upsample(nn.Module):
 
     def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
         """Return the features at twice the resolution."""
-        if _fills_on_a_cpu(x_NCV):
-            return self._in_one(x_NCV)
-        return self.conv(F.interpolate(x_NCV, scale_factor=2, mode="nearest"))
-
-    def _in_one(self, x_NCXYZ: Tensor) -> Tensor:
-        """Do both as one transposed convolution: 8 products a voxel instead of 27, and no larger copy of the input."""
-        padded = F.pad(self.conv.weight.flip(2, 3, 4), [1] * 6)
-        kernel = F.avg_pool3d(padded, 2, stride=1, divisor_override=1).transpose(0, 1)  # each tap, added to the next
-        return F.conv_transpose3d(x_NCXYZ, kernel, self.conv.bias, stride=2, padding=1)
+        return doubled(x_NCV, self.conv)
 
 
 class Stage(nn.Sequential):
