@@ -191,7 +191,8 @@ def test_an_empty_mask_copies_the_scan(infer, data, tmp_path):
 
 def test_what_a_killed_run_left_behind_is_removed(infer, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / f".partial-{NAMES[0]}").write_bytes(b"half")
+    for name in (NAMES[0], f"0a1b2c3d-{NAMES[0]}", f"0a1b2c3d-{NAMES[0]}.part"):  # of earlier versions, and of this one
+        (tmp_path / "out" / f".partial-{name}").write_bytes(b"half")
     assert infer() == 0
     assert outputs(tmp_path) == NAMES
 

@@ -1,5 +1,6 @@
 """Exact undo: whatever the network returns, nothing outside the mask and nothing in the header changes."""
 
+import re
 from itertools import permutations, product
 
 import nibabel as nib
@@ -247,6 +248,20 @@ def test_a_write_that_fails_leaves_no_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.nii.gz"]
 
 
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_the_bytes_are_those_that_nibabel_writes(tmp_path, name, kind):
+    image = kind.from_image(scan_of((9, 10, 11), affine_of("RAS"), np.int16, slope=(0.5, 3)))
+    volume.save(image, tmp_path / name)
+    nib.save(image, tmp_path / f"nibabel-{name}")
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"nibabel-{name}").read_bytes()
+
+
+def test_the_name_of_an_unfinished_file_is_not_taken_for_a_result(tmp_path):
+    for name in (cases.output_name("BraTS-GLI-00000-000"), cases.output_name("x" * 200), "case.nii"):
+        assert not re.search(r"\.nii(\.gz)?$", volume.partial(tmp_path / name).name)
+
+
 def test_a_mask_that_leaves_only_background_is_refused():
     shape = (40, 40, 8)
     image = brain(shape)
@@ -262,6 +277,6 @@ def test_a_hidden_name_is_never_too_long_and_what_a_killed_writer_left_is_found_
         volume.partial(tmp_path / f"other-{name[-20:]}").touch()
         assert len(list(tmp_path.iterdir())) == 3
         volume.drop_leftovers(tmp_path, name)
-        assert [left.name[-len(name[-20:]) - 6 :] for left in tmp_path.iterdir()] == [f"other-{name[-20:]}"]
+        assert [left.name.endswith(f"other-{name[-20:]}{cases.UNFINISHED}") for left in tmp_path.iterdir()] == [True]
         volume.drop_leftovers(tmp_path)
         assert not list(tmp_path.iterdir())

@@ -57,6 +57,7 @@ def finish(*args):
 def contents(folder):
     """Name → bytes of what a grader would see."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
+    assert not [name for name in found if name.startswith(".") and name.endswith(".nii.gz")]
     return {name: content for name, content in found.items() if not name.startswith(".partial-")}
 
 

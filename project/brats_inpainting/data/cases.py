@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 AFFINE_TOLERANCE = 1e-3
 MAX_BRAIN_ML = 2300  # more foreground than this is a head, not a brain
-HIDDEN = ".partial-"  # begins the name of a file that is being written
+HIDDEN, UNFINISHED = ".partial-", ".part"  # prefix and suffix of the name of a file that is being written
 MAX_NAME = 255  # bytes, on all common file systems
 BIDS = "dataset_description.json"  # where this lies, there is a BIDS dataset, raw or derivative
 FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.IGNORECASE | re.DOTALL)

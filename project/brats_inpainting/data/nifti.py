@@ -7,13 +7,14 @@ import zlib
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from nibabel.arrayproxy import is_proxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.nifti2 import Nifti2Image
+from nibabel.openers import Opener
 from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -62,6 +63,15 @@ def check(image: object, name: str) -> None:
         raise CaseError(f"{name}: {times(shape)} voxels, more than {MAX_VOXELS:,}. Crop it.")
     if not np.isfinite(image.affine).all() or np.isnan(io_orientation(image.affine)).any():
         raise CaseError(f"{name}: its affine does not span three dimensions. Repair the header.")
+
+
+def write(image: Nifti1Image, file: BinaryIO, *, compress: bool) -> None:
+    """Write the bytes that nibabel writes to a .nii or .nii.gz; a hidden file's name does not tell it which."""
+    if not compress:
+        image.to_stream(file)
+        return
+    with gzip.GzipFile("", "wb", Opener.default_compresslevel, file, mtime=0) as compressed:
+        image.to_stream(compressed)
 
 
 def values(image: Nifti1Image) -> np.ndarray:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
-import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
@@ -23,7 +22,7 @@ from scipy import ndimage
 
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE
 from brats_inpainting.data import nifti
-from brats_inpainting.data.cases import HIDDEN, MAX_NAME, Loaded, background
+from brats_inpainting.data.cases import HIDDEN, MAX_NAME, UNFINISHED, Loaded, background
 from brats_inpainting.errors import CaseError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -339,13 +338,13 @@ def in_lps(image: Nifti1Image) -> np.ndarray:
 
 
 def partial(path: Path) -> Path:
-    """Return a hidden name under which a file is written before it gets its own: no two writers share one."""
+    """Return a hidden, unique name for an unfinished file; its suffix keeps it out of every client's pattern."""
     return path.with_name(f"{HIDDEN}{token_hex(4)}-{_end(path.name)}")
 
 
 def _end(name: str) -> str:
-    """Return as much of a name, from its end, as a hidden one has room for."""
-    return name[max(0, len(os.fsencode(f"{HIDDEN}{'?' * 8}-{name}")) - MAX_NAME) :]
+    """Return the end of a name, as long as a hidden name has room for, with the suffix of unfinished files."""
+    return name[max(0, len(os.fsencode(f"{HIDDEN}{'?' * 8}-{name}{UNFINISHED}")) - MAX_NAME) :] + UNFINISHED
 
 
 def drop_leftovers(folder: Path, name: str | None = None) -> None:
@@ -390,7 +389,7 @@ def save(image: Nifti1Image, path: Path) -> None:
         CaseError: when the disk is full or the folder cannot be written.
     """
     try:
-        with whole_or_not_at_all(path) as hidden:
-            nib.save(image, hidden)
+        with whole_or_not_at_all(path) as hidden, hidden.open("wb") as file:
+            nifti.write(image, file, compress=path.suffix == ".gz")
     except OSError as error:
         raise CaseError(f"{path.name}: cannot be written to {path.parent} ({error.strerror or error}).") from error
