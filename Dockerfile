@@ -2,25 +2,14 @@
 # torch's wheels bring CUDA 13.0 along, which wants an NVIDIA driver 580.65 or newer; with an older one, or none, the CPU
 # works. So the base needs no CUDA of its own: any Debian or Ubuntu with Python 3.11 or later, installed or in its archive.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
-FROM ${BASE_IMAGE}
-
-LABEL org.opencontainers.image.title="brats-inpainting" \
-      org.opencontainers.image.description="Fills lesions in brain MRI with plausible healthy tissue. Research use only." \
-      org.opencontainers.image.version="0.1.0" \
-      org.opencontainers.image.licenses="MIT"
-
+FROM ${BASE_IMAGE} AS base
 RUN python3 -c 'import ensurepip' 2>/dev/null || { apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*; }
 
-# Whatever uid the client chooses, it has a name, a home, and caches that can be written.
-ENV PATH=/opt/venv/bin:$PATH USER=inpainting HOME=/tmp XDG_CACHE_HOME=/tmp/.cache MPLCONFIGDIR=/tmp/.matplotlib \
-    TORCHINDUCTOR_CACHE_DIR=/tmp/.inductor TRITON_CACHE_DIR=/tmp/.triton \
-    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    BRATS_INPAINTING_FOLDERS=/input:/output BRATS_INPAINTING_OVERWRITE=1 BRATS_INPAINTING_TRAIN_RESUME=1
-
-# Where pip looks comes from the builder and is not kept. TORCH=+cpu takes the build without CUDA.
+# The packages. Only their folder leaves this stage, so no setting of pip, which may hold a password, is in the image.
+FROM base AS packages
+# TORCH=+cpu takes the build without CUDA.
 ARG TORCH=
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
@@ -28,12 +17,31 @@ ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
 ARG PIP_TRUSTED_HOST
 ARG PIP_CERT
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY requirements.txt ./
 RUN python3 -m venv /opt/venv \
     && pip install --no-cache-dir --constraint requirements.txt "$(grep ^torch== requirements.txt)${TORCH}"
 COPY pyproject.toml README.md LICENSE ./
-RUN mkdir project && pip install --no-cache-dir --constraint requirements.txt ".[eval,report,train]" && rm -rf build project/*
+RUN mkdir project && pip install --no-cache-dir --constraint requirements.txt ".[eval,report,train]"
+
+FROM base
+
+LABEL org.opencontainers.image.title="brats-inpainting" \
+      org.opencontainers.image.description="Fills lesions in brain MRI with plausible healthy tissue. Research use only." \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="MIT"
+
+# Any uid that the client chooses has a name, a home, and caches that can be written.
+ENV PATH=/opt/venv/bin:$PATH USER=inpainting HOME=/tmp XDG_CACHE_HOME=/tmp/.cache MPLCONFIGDIR=/tmp/.matplotlib \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/.inductor TRITON_CACHE_DIR=/tmp/.triton \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    BRATS_INPAINTING_FOLDERS=/input:/output BRATS_INPAINTING_OVERWRITE=1 BRATS_INPAINTING_TRAIN_RESUME=1
+
+WORKDIR /app
+COPY --from=packages /opt/venv /opt/venv
+COPY pyproject.toml README.md LICENSE ./
 COPY project project
 RUN python3 -m compileall -q project
 
