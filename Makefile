@@ -63,27 +63,34 @@ endif
 
 wheelhouse: $(WHEELHOUSE)/complete  ## all wheels of the image, for a build without a network; needs the image's Python, 3.11
 
-DOWNLOAD = $(BIN)/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt "$(TORCH_PIN)" \
+DOWNLOAD = $(WHEELHOUSE).venv/bin/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt "$(TORCH_PIN)" \
 	'.[eval,report,train]' setuptools wheel
-$(WHEELHOUSE)/complete: requirements.txt pyproject.toml | $(READY)
-	$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11")'
-	rm -rf $(WHEELHOUSE)
+$(WHEELHOUSE)/complete: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make wheelhouse PYTHON=python3.11")'
+	rm -rf $(WHEELHOUSE) $(WHEELHOUSE).venv
+	$(PYTHON) -m venv $(WHEELHOUSE).venv
 	$(DOWNLOAD) || $(DOWNLOAD) $(TORCH_INDEX:%=--extra-index-url %)
+	rm -rf $(WHEELHOUSE).venv
 	touch $@
 
 # What a challenge participant uploads (GNU tar). IMAGE is where the image can be pulled from; WEIGHTS, if given, is the
-# network to be used instead of the one in the image.
+# network to be used instead of the one in the image. ARCHIVE, if given, is the link under which MedPerf finds the image as
+# an archive instead; the file to put there is written, too.
 WEIGHTS ?=
+ARCHIVE ?=
 PACK = tar --sort=name --mtime=@0 --mode=u=rwX,go=rX --owner=0 --group=0 --numeric-owner --use-compress-program 'gzip -n'
-submission:  ## dist/submission.tar.gz: mlcube.yaml, parameters.yaml, additional_files.tar.gz
+submission:  ## dist/submission.tar.gz: mlcube.yaml, container_config.yaml, parameters.yaml, additional_files.tar.gz
 	rm -rf dist/submission* && mkdir -p dist/submission
 	$(if $(WEIGHTS),test -f $(WEIGHTS))
 	sed 's|^  image: .*|  image: $(IMAGE)|' mlcube/mlcube.yaml > dist/submission/mlcube.yaml
+	{ echo 'container_type: $(if $(ARCHIVE),DockerArchive,DockerImage)'; echo 'image: $(or $(ARCHIVE),$(IMAGE))'; \
+		sed '/^container_type:/d; /^image:/d' mlcube/container_config.yaml; } > dist/submission/container_config.yaml
 	cp workspace/parameters.yaml dist/submission
 	$(PACK) -cf dist/submission/additional_files.tar.gz \
 		$(if $(WEIGHTS),-C $(dir $(WEIGHTS)) $(notdir $(WEIGHTS)),--files-from /dev/null)
 	$(PACK) -cf dist/submission.tar.gz -C dist/submission .
 	tar -tzf dist/submission.tar.gz
+	$(if $(ARCHIVE),docker save --output dist/image.tar $(IMAGE) && sha256sum dist/image.tar)
 
 # Without an NVIDIA driver the CPU build of torch is taken where one can be had: from pip's own sources, else from
 # PyTorch's; only then whatever pip finds, which may bring gigabytes of CUDA along.
