@@ -9,6 +9,7 @@ from brats_inpainting import parameters
 from brats_inpainting.config import DiffusionConfig, UNetConfig
 from brats_inpainting.errors import ConfigError
 
+RECIPES = Path(__file__).parents[1] / "workspace" / "parameters"
 # The keys that the authors' scripts write, with the values of the paper's network.
 PAPERS = """\
 slices_per_sampling: 32 # a comment
@@ -147,6 +148,12 @@ def test_our_own_keys_are_read(read):
 def test_what_cannot_be_used_is_refused_with_key_and_line(read, text, message):
     with pytest.raises(ConfigError, match=message):
         read(text)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("[!i]*.yaml")), ids=lambda path: path.stem)
+def test_a_training_recipe_is_called_one(path):
+    with pytest.raises(ConfigError, match=r"a training recipe \(.*unet.*\)\n  Give it to the command train"):
+        parameters.read(path)
 
 
 def test_what_is_no_file_of_text_is_refused(tmp_path):

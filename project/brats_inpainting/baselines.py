@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from brats_inpainting import container
 from brats_inpainting.data import cases, volume, windows
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.errors import CaseError, ConfigError
@@ -34,7 +35,7 @@ def biharmonic(scan: Scan) -> np.ndarray:
     try:
         from skimage.restoration import inpaint_biharmonic
     except ImportError as error:
-        raise ConfigError("biharmonic needs scikit-image\n  pip install 'brats-inpainting[baselines]'") from error
+        raise container.missing("biharmonic needs scikit-image", "baselines") from error
     return _slice_by_slice(scan, inpaint_biharmonic)
 
 
@@ -43,7 +44,7 @@ def telea(scan: Scan) -> np.ndarray:
     try:
         import cv2
     except ImportError as error:
-        raise ConfigError("telea needs OpenCV\n  pip install 'brats-inpainting[baselines]'") from error
+        raise container.missing("telea needs OpenCV", "baselines") from error
 
     def fill(image_HW: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
         levels_HW = np.rint(image_HW * LEVELS).astype(np.uint16)  # OpenCV adds constants of about 1 to every result

@@ -18,7 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from brats_inpainting import host, memory
+from brats_inpainting import container, host, memory
 from brats_inpainting.config import BUNDLED
 from brats_inpainting.data import volume
 from brats_inpainting.data.cases import Case
@@ -30,7 +30,7 @@ try:
     from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
     from distributed.comm.core import CommClosedError
 except ImportError as error:
-    raise ConfigError("--cluster needs Dask\n  pip install 'brats-inpainting[cluster]'") from error
+    raise container.missing("--cluster needs Dask", "cluster") from error
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from rich.progress import track
 
-from brats_inpainting import metrics
+from brats_inpainting import container, metrics
 from brats_inpainting.data import cases, nifti, volume
 from brats_inpainting.data.cases import Case
 from brats_inpainting.diffusion import checkpoint
@@ -175,17 +175,17 @@ def find(folders: Mapping[str, Path], data_path: Path, *, pooled: bool = False) 
 
 
 def names(folders: list[Path]) -> dict[str, Path]:
-    """Name every folder of predictions after itself; a second one of the same name gets a number.
+    """Name every folder of predictions after itself, as it is called on the host; a second one gets a number.
 
     Raises:
         ConfigError: when a name means something else in tables and pictures.
     """
     named: dict[str, Path] = {}
     for folder in {path.resolve(): path for path in folders}.values():
-        name = folder.resolve().name
+        name = container.name_of(folder)
         if name in RESERVED:
             raise ConfigError(f"{folder}: {name} is a column of its own in the report\n  Rename the folder.")
-        same = sum(path.resolve().name == name for path in named.values())
+        same = sum(container.name_of(path) == name for path in named.values())
         named[f"{name} ({same + 1})" if same else name] = folder
     return named
 

@@ -14,7 +14,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting import container
+from brats_inpainting.errors import CaseError
 
 PERCENTILES = (0.5, 99.5)
 SLICES = 16  # that SSIM is computed of at a time; it bounds the memory
@@ -153,7 +154,7 @@ def _ssim(pair_XYZ: list[Tensor], mask_XYZ: Tensor) -> float:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
-        raise ConfigError("torchmetrics is missing\n  Run pip install 'brats-inpainting[eval]'.") from error
+        raise container.missing("SSIM needs torchmetrics", "eval") from error
     span = max(float(volume.max() - volume.min()) for volume in pair_XYZ)
     total = 0.0
     for prediction_cYZ, truth_cYZ, mask_cYZ in zip(*(v.split(SLICES) for v in (*pair_XYZ, mask_XYZ)), strict=True):

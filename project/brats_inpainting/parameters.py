@@ -94,6 +94,9 @@ def read(path: Path) -> Parameters:
         ConfigError: naming the key and the line that cannot be used.
     """
     values, lines = _load(path)
+    unknown = values.keys() - _File.model_fields.keys() - IGNORED
+    if unknown and unknown <= TrainConfig.model_fields.keys():
+        raise ConfigError(f"{path}: a training recipe ({', '.join(sorted(unknown))})\n  Give it to the command train.")
     try:
         return _translated(_File.model_validate({k: v for k, v in values.items() if k not in IGNORED}))
     except ValidationError as error:

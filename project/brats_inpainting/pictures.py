@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from brats_inpainting import container
 from brats_inpainting.errors import ConfigError
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of an LPS array that the plane stands across
@@ -132,5 +133,5 @@ def figure(size: tuple[float, float], **settings: Any) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("pictures need matplotlib\n  pip install 'brats-inpainting[report]'") from error
+        raise container.missing("pictures need matplotlib", "report") from error
     return Figure(figsize=size, **settings)

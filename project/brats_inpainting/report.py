@@ -20,8 +20,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from brats_inpainting import container
 from brats_inpainting.data.volume import whole_or_not_at_all
-from brats_inpainting.errors import ConfigError
 from brats_inpainting.evaluate import Exam, Row, record
 from brats_inpainting.host import muted
 from brats_inpainting.pictures import PLANES, Plane, white
@@ -103,9 +103,9 @@ class Page:
             ConfigError: when what the page needs is not installed.
         """
         if missing := [name for name in ("jinja2", "PIL") if not importlib.util.find_spec(name)]:
-            raise ConfigError(f"the report needs {' and '.join(missing)}\n  pip install 'brats-inpainting[report]'")
+            raise container.missing(f"the report needs {' and '.join(missing)}", "report")
         if viewer and not importlib.util.find_spec("nilearn"):
-            raise ConfigError("the viewer needs nilearn\n  pip install 'brats-inpainting[example]'")
+            raise container.missing("the viewer needs nilearn", "example")
         self.folder, self.images, self.viewer = folder, images, viewer and images
         self.sections: dict[str, Section] = {}
         self.one_at_a_time = Lock()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from brats_inpainting import container
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import cache, dataset, folds
 from brats_inpainting.data.augment import Item, augment
@@ -141,7 +142,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     try:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
-        raise ConfigError("training needs accelerate\n  pip install 'brats-inpainting[train]'") from error
+        raise container.missing("training needs accelerate", "train") from error
     torch.backends.cudnn.benchmark = config.unet.dims == 3  # all windows have one shape: search for its fastest kernels
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from brats_inpainting import host
+from brats_inpainting.container import offers
 from brats_inpainting.errors import InpaintingError
 from brats_inpainting.progress import console
 
@@ -47,7 +48,10 @@ Predictions = Annotated[
     list[Path], option("predictions", "Folder with {id}-t1n-inference.nii.gz; several are compared with the first.")
 ]
 NoImages = Annotated[bool, option("no-images", "Leave the pictures out of report.html.")]
-Viewer = Annotated[bool, option("viewer", "Embed the volumes in report.html, to look at every slice.")]
+Viewer = Annotated[
+    bool,
+    option("viewer", "Embed the volumes in report.html, to look at every slice.", hidden=not offers("nilearn")),
+]
 WeightsFile = Annotated[
     Path | None, option("weights", "Network: .safetensors, .pt, or bundled by name: volume-1, the default, or small-2.")
 ]

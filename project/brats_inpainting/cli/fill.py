@@ -24,6 +24,7 @@ from brats_inpainting.cli.app import (
     quiet,
 )
 from brats_inpainting.config import DEFAULT_PRESET, PRESETS, weights_path
+from brats_inpainting.container import offers
 from brats_inpainting.errors import CaseError, ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +85,12 @@ def infer(
     ] = None,
     no_images: NoImages = False,
     cluster: Annotated[
-        str | None, option("cluster", "Share the cases out: local[:N], tcp://host:port, or a Dask scheduler's file.")
+        str | None,
+        option(
+            "cluster",
+            "Share the cases out: local[:N], tcp://host:port, or a Dask scheduler's file.",
+            hidden=not offers("distributed"),
+        ),
     ] = None,
 ) -> None:
     """Fill the masked part of every case."""
@@ -181,7 +187,12 @@ def example(
     output_path: OutputPath,
     seed: Annotated[int, option("seed", "Place and shape of the masks.", min=0)] = 0,
     template: Annotated[
-        bool, option("template", "Take the ICBM152 template, an average brain that nilearn ships.")
+        bool,
+        option(
+            "template",
+            "Take the ICBM152 template, an average brain that nilearn ships.",
+            hidden=not offers("nilearn"),
+        ),
     ] = False,
 ) -> None:
     """Write a complete example case: the packaged scan of a person (OpenNeuro ds002748, CC0), with synthetic masks."""

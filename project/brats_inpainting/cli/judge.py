@@ -20,10 +20,13 @@ from brats_inpainting.cli.app import (
     quiet,
     wide,
 )
+from brats_inpainting.container import offers
 from brats_inpainting.errors import ConfigError
 
 PlaneName = StrEnum("PlaneName", ["axial", "coronal", "sagittal"])
 Baseline = StrEnum("Baseline", ["mean", "biharmonic", "telea", "mirror"])
+NEEDS = {"biharmonic": "skimage", "telea": "cv2"}
+OFFERED = [name for name in Baseline if name not in NEEDS or offers(NEEDS[name])]
 
 
 @app.command()
@@ -105,7 +108,7 @@ def picture(
 
 @app.command()
 def baseline(
-    method: Annotated[Baseline, option("method", "How to fill.")],
+    method: Annotated[Baseline, option("method", "How to fill.", metavar=f"[{'|'.join(OFFERED)}]")],
     data_path: DataPath,
     output_path: OutputPath,
     overwrite: Annotated[bool, option("overwrite", "Make existing outputs anew.")] = False,

@@ -10,8 +10,8 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from brats_inpainting.data import masks
-from brats_inpainting.errors import ConfigError
+from brats_inpainting import container
+from brats_inpainting.data import masks, volume
 
 Brain = Literal["person", "template"]
 CASE = "BraTS-GLI-00000-000"
@@ -43,7 +43,7 @@ def write_example(folder: Path, *, seed: int = 0, brain: Brain = "person") -> Pa
         The case's folder.
 
     Raises:
-        ConfigError: the template is wanted, and nilearn is not installed.
+        ConfigError: the folder cannot be written, or the template is wanted and nilearn is not installed.
     """
     t1n_XYZ = _person() if brain == "person" else _template()
     unhealthy_XYZ, healthy_XYZ = _masks(t1n_XYZ > 0, np.random.default_rng(seed))
@@ -56,7 +56,7 @@ def write_example(folder: Path, *, seed: int = 0, brain: Brain = "person") -> Pa
         "mask-unhealthy": unhealthy_XYZ.astype(np.uint8),
     }
     case = folder / CASE
-    case.mkdir(parents=True, exist_ok=True)
+    volume.make_writable(case)
     for name, volume_XYZ in volumes.items():
         image = nib.Nifti1Image(volume_XYZ, AFFINE)
         image.set_qform(AFFINE, code=1)
@@ -76,9 +76,7 @@ def _template() -> np.ndarray:
     try:
         from nilearn.datasets import load_mni152_template
     except ImportError as error:
-        raise ConfigError(
-            "nilearn is missing, which ships the template\n  Run pip install 'brats-inpainting[example]'."
-        ) from error
+        raise container.missing("the template is nilearn's, which is missing", "example") from error
     template = load_mni152_template(resolution=1)
     moved = resample_from_to(template, (SHAPE, TEMPLATE_AFFINE), order=0)  # whole voxels: nothing is interpolated
     brain_XYZ = np.asarray(moved.dataobj)

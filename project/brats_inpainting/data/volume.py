@@ -20,6 +20,7 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
+from brats_inpainting import container
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE
 from brats_inpainting.data import nifti
 from brats_inpainting.data.cases import HIDDEN, MAX_NAME, UNFINISHED, Loaded, background
@@ -380,6 +381,7 @@ def make_writable(folder: Path) -> None:
             "  Give another, or mount it writable. In a container, make it before, and run as its owner:\n"
             "  --user $(id -u):$(id -g)."
         ) from error
+    container.warn_if_lost(folder)
 
 
 def save(image: Nifti1Image, path: Path) -> None:
