@@ -40,3 +40,12 @@ def test_the_list_of_licences_is_true():
     text = (ROOT / "docs" / "licences.md").read_text()
     for name in EVERYTHING:
         assert f"| {name} | {licences.version(name)} | {licences.licence(name)} |" in text, "make it anew"
+
+
+def test_a_wheelhouse_of_another_python_is_refused_before_anything_is_installed(tmp_path):
+    other = "python3 -c 'import sys; sys.version_info = (3, 12, 1); exec(sys.argv[3])' --"
+    command = ("make", "wheelhouse", f"WHEELHOUSE={tmp_path / 'wheelhouse'}", f"PYTHON={other}")
+    told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert told.returncode != 0
+    assert "Python 3.11 is needed: make wheelhouse PYTHON=python3.11" in told.stderr
+    assert not list(tmp_path.iterdir())
