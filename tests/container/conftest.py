@@ -1,10 +1,13 @@
 """Two cases, the image, and what it makes of them when it is called in the plainest way."""
 
 import os
+import pwd
 import shutil
 import subprocess
+import tempfile
 import tomllib
 from pathlib import Path
+from secrets import token_hex
 
 import nibabel as nib
 import numpy as np
@@ -17,13 +20,26 @@ from brats_inpainting.diffusion.unet import UNet
 
 ROOT = Path(__file__).parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-IMAGE = os.environ.get("IMAGE", f"brats-inpainting:{VERSION}")
+RELEASE = f"brats-inpainting:{VERSION}"
+BUILT = os.environ.get("IMAGE", RELEASE)
+IMAGE = f"brats-inpainting:test-{token_hex(4)}"  # what the tests call it: all that goes by this name is theirs
 WHEELHOUSE = ROOT / "wheelhouse" / "cpu"
 CLIENTS = ROOT / ".venv-clients" / "bin"
-PAPER = "brainles/brats23_inpainting_domaso:latest"
 os.environ["PATH"] = f"{CLIENTS}:{os.environ['PATH']}"
 IDS = [CASE, "BraTS-GLI-00001-001"]
-OWNER = ("--user", f"{os.getuid()}:{os.getgid()}")
+
+# The clients run as an ordinary user, who may speak to the engine.
+_nobody = pwd.getpwnam("nobody")
+UID, GID = (os.getuid(), os.getgid()) if os.getuid() else (_nobody.pw_uid, _nobody.pw_gid)
+SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+OWNER = ("--user", f"{UID}:{GID}")
+
+
+def pytest_configure(config):
+    """Keep temporary files where the ordinary user can read them; pytest closes its own folder to others."""
+    if not os.getuid() and not config.option.basetemp:
+        config.option.basetemp = tempfile.mkdtemp(prefix="container-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items):
@@ -45,17 +61,32 @@ def run(*command, **options):
     return done.stdout + done.stderr
 
 
+def as_user():
+    """Return the options with which ``call`` runs a command as the ordinary user."""
+    return {} if os.getuid() else {"user": UID, "group": GID, "extra_groups": [Path(SOCKET).stat().st_gid]}
+
+
+def given_to_the_user(folder):
+    """Make a folder and everything in it the ordinary user's, and return it."""
+    folder.chmod(0o755)  # pytest's folders are private
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, UID, GID, follow_symlinks=False)
+    return folder
+
+
 def docker_run(*args, restrictions=OWNER):
     """Run a container without a network; ``args`` are volumes, the image and its arguments."""
     return call("docker", "run", "--rm", "--network", "none", *restrictions, *args)
 
 
 def copy_of_the_project(folder):
-    """Copy the files that git knows, so that the workspace in the copy starts empty."""
+    """Copy the files that git knows, with an empty workspace, for the user and with the tests' name of the image."""
     for name in run("git", "ls-files", "-z", cwd=ROOT).split("\0")[:-1]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
-    return folder
+    for path in (folder / "mlcube").glob("*.yaml"):
+        path.write_text(path.read_text().replace(RELEASE, IMAGE))
+    return given_to_the_user(folder)
 
 
 def voxels(folder):
@@ -70,13 +101,20 @@ def assert_same(found, expected):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_in_the_engine():
-    """Take away the containers that mlcube leaves, and give the paper's image its name back."""
-    before = call("docker", "image", "inspect", "--format", "{{.Id}}", PAPER).stdout.strip()
+def nothing_is_left_in_the_engine(tmp_path_factory):
+    """Give the image a name for the tests; take it away at the end, with the containers that mlcube leaves."""
+    tmp_path_factory.getbasetemp().chmod(0o711)
+    run("docker", "tag", BUILT, IMAGE)
     yield
-    left = run("docker", "ps", "--all", "--quiet", "--filter", f"ancestor={IMAGE}").split()
-    call("docker", "rm", "--force", *left)
-    call(*("docker", "tag", before) if before else ("docker", "rmi"), PAPER)
+    containers = [line.split() for line in run("docker", "ps", "--all", "--format", "{{.ID}} {{.Image}}").splitlines()]
+    call("docker", "rm", "--force", *(container for container, image in containers if image == IMAGE))
+    run("docker", "image", "rm", IMAGE)
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """A folder of the ordinary user's."""
+    return given_to_the_user(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +128,7 @@ def complete(tmp_path_factory):
             path.rename(folder / case_id / path.name.replace(CASE, case_id))
         mask_alone(folder / case_id, "mask-healthy")
     shutil.rmtree(folder / "made")
-    return folder
+    return given_to_the_user(folder)
 
 
 def mask_alone(case, kind):
@@ -114,8 +152,7 @@ def data(complete, tmp_path_factory):
         (folder / case_id).mkdir()
         for name in ("t1n-voided", "mask"):
             shutil.copy(complete / case_id / f"{case_id}-{name}.nii.gz", folder / case_id)
-    folder.chmod(0o755)  # pytest's folders are private, but a stranger must be able to read this one
-    return folder
+    return given_to_the_user(folder)
 
 
 @pytest.fixture
@@ -123,13 +160,13 @@ def out(tmp_path):
     """A folder of the caller's for results."""
     folder = tmp_path / "out"
     folder.mkdir()
-    return folder
+    return given_to_the_user(folder)
 
 
 @pytest.fixture(scope="session")
 def filled(data, tmp_path_factory):
     """What the command line in the image makes of the cases: what every client must get."""
-    folder = tmp_path_factory.mktemp("filled")
+    folder = given_to_the_user(tmp_path_factory.mktemp("filled"))
     mounts = ("-v", f"{data}:/cases:ro", "-v", f"{folder}:/filled")
     done = docker_run(*mounts, IMAGE, "infer", "--data-path", "/cases", "--output-path", "/filled")
     assert done.returncode == 0, done.stderr
@@ -152,4 +189,5 @@ def paper_weights(tmp_path_factory):
     assert sum(parameter.numel() for parameter in network.parameters()) == 113_672_066
     path = tmp_path_factory.mktemp("paper") / "savedmodel2850000.pt"
     torch.save(network.state_dict(), path)
+    given_to_the_user(path.parent)
     return path

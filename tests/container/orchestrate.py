@@ -1,18 +1,16 @@
 """Fills cases with the BraTS orchestrator; runs under the clients' Python, which has the package brats.
 
-usage: orchestrate.py 2023|2025|BraTS23_2 IMAGE DATA OUTPUT [WEIGHTS]
+usage: orchestrate.py 2023|2025|BraTS23_2 IMAGE DATA OUTPUT
 
 The years are the orchestrator's two ways of calling a container. BraTS23_2 is the paper's own entry, left as it is but
-for the permission to run on a CPU; IMAGE goes by its name, and WEIGHTS are put where it keeps downloads.
+for the image and the permission to run on a CPU; its weights must lie where the package keeps downloads.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
-import docker
 from brats import Inpainter
-from brats.constants import ADDITIONAL_FILES_FOLDER, InpaintingAlgorithms
+from brats.constants import InpaintingAlgorithms
 from brats.utils.algorithm_config import AlgorithmData, MetaData, RunArgs
 from brats.utils.logging import enable
 
@@ -24,10 +22,7 @@ data, output = map(Path, sys.argv[3:5])
 inpainter = Inpainter(InpaintingAlgorithms.BraTS23_2, force_cpu=True)
 if mode == "BraTS23_2":
     assert inpainter.algorithm.run_args.docker_image == PAPER
-    docker.from_env().images.get(image).tag(PAPER, "latest")
-    cache = ADDITIONAL_FILES_FOLDER / "13383452_v1.0.0"
-    cache.mkdir(parents=True, exist_ok=True)
-    shutil.copy(sys.argv[5], cache / "savedmodel2850000.pt")
+    inpainter.algorithm.run_args.docker_image = image
     inpainter.algorithm.run_args.cpu_compatible = True
 else:
     inpainter.algorithm = AlgorithmData(

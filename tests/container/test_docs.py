@@ -8,7 +8,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from .conftest import CLIENTS, IDS, ROOT, WHEELHOUSE, call, copy_of_the_project, one_slice, run
+from .conftest import (
+    CLIENTS,
+    IDS,
+    IMAGE,
+    RELEASE,
+    ROOT,
+    WHEELHOUSE,
+    as_user,
+    call,
+    copy_of_the_project,
+    given_to_the_user,
+    one_slice,
+    run,
+)
 
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / "containers.md").read_text(), re.M | re.S)
 
@@ -21,7 +34,7 @@ def place(complete, paper_weights, tmp_path_factory):
     (folder / "wheelhouse").mkdir()
     shutil.copytree(WHEELHOUSE, folder / "wheelhouse" / "cpu")
     (folder / "weights").mkdir()
-    (folder / "weights" / "savedmodel2850000.pt").hardlink_to(paper_weights)
+    shutil.copy(paper_weights, folder / "weights")
     for case_id in IDS:
         (folder / "cases" / case_id).mkdir(parents=True)
         shutil.copytree(complete / case_id, folder / "truth" / case_id)
@@ -31,6 +44,8 @@ def place(complete, paper_weights, tmp_path_factory):
         for name, like, volume in (("mask", mask, mask_XYZ), ("t1n-voided", scan, voided_XYZ)):
             image = nib.Nifti1Image(volume.astype(like.get_data_dtype()), like.affine, like.header)
             nib.save(image, folder / "cases" / case_id / f"{case_id}-{name}.nii.gz")
+    (folder / "home").mkdir()
+    given_to_the_user(folder.parent)
     return folder
 
 
@@ -43,15 +58,16 @@ def test_the_page_has_blocks_for_every_client():
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_the_block_does_what_it_says(number, place):
-    language, block = BLOCKS[number]
+    language, block = BLOCKS[number][0], BLOCKS[number][1].replace(RELEASE, IMAGE)
     written = {place / folder for folder in re.findall(r'filled[-\w]*(?=:/output|:/mlcommons|")', block)}
     for folder in written:
         for path in folder.glob("*"):
             path.unlink()
     settings = {"REVISION": run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).strip()}
+    settings |= {"HOME": str(place / "home"), "IMAGE": IMAGE}
     settings["MLCUBE_SYSTEM_SETTINGS"] = str(place / "mlcube-settings.yaml")
     command = ("bash", "-euo", "pipefail", "-c", block) if language == "bash" else (CLIENTS / "python", "-c", block)
-    done = call(*command, cwd=place, env=os.environ | settings)
+    done = call(*command, cwd=place, env=os.environ | settings, **as_user())
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
     for folder in written:
         names = [path.name.replace("-t1n-inference", "") for path in sorted(folder.iterdir())]

@@ -1,15 +1,29 @@
 """The command lines of three generations of MedPerf, word for word, and what its grader asks of the output."""
 
+import json
 import os
 import shlex
 import shutil
+import tarfile
 
 import pytest
 import yaml
 
-from .conftest import IMAGE, ROOT, assert_same, call, copy_of_the_project, run, voxels
+from .conftest import (
+    IMAGE,
+    OWNER,
+    ROOT,
+    UID,
+    as_user,
+    assert_same,
+    call,
+    copy_of_the_project,
+    given_to_the_user,
+    run,
+    voxels,
+)
 
-PARTS = ["additional_files.tar.gz", "mlcube.yaml", "parameters.yaml"]
+PARTS = ["additional_files.tar.gz", "container_config.yaml", "mlcube.yaml", "parameters.yaml"]
 AS_CALLER = "-u $(id -u):$(id -g)"
 
 
@@ -21,11 +35,12 @@ def cube(tmp_path):
     (folder / "workspace" / "additional_files").mkdir(parents=True)
     shutil.unpack_archive(project / "dist" / "submission.tar.gz", folder / "unpacked")
     assert sorted(path.name for path in (folder / "unpacked").iterdir()) == PARTS
-    shutil.copy(folder / "unpacked" / "mlcube.yaml", folder)
+    for name in ("mlcube.yaml", "container_config.yaml"):
+        shutil.copy(folder / "unpacked" / name, folder)
     shutil.copy(folder / "unpacked" / "parameters.yaml", folder / "workspace")
     shutil.unpack_archive(folder / "unpacked" / "additional_files.tar.gz", folder / "workspace" / "additional_files")
     shutil.rmtree(folder / "unpacked")
-    return folder
+    return given_to_the_user(folder)
 
 
 @pytest.mark.parametrize("generation", [2023, 2024])
@@ -40,9 +55,9 @@ def test_the_clients_that_call_mlcube_get_their_predictions(generation, cube, da
         + (" -Pplatform.accelerator_count=0" if generation == 2024 else "")
     )
     settings = os.environ | {"MLCUBE_SYSTEM_SETTINGS": str(tmp_path / "mlcube-settings.yaml")}
-    run(*shlex.split(command), env=settings)
+    run(*shlex.split(command), env=settings, **as_user())
     assert_same(voxels(out), filled)
-    assert {path.stat().st_uid for path in out.iterdir()} == {os.getuid()}
+    assert {path.stat().st_uid for path in out.iterdir()} == {UID}
 
 
 def test_a_submission_depends_on_its_contents_alone(tmp_path):
@@ -59,31 +74,55 @@ def test_a_submission_depends_on_its_contents_alone(tmp_path):
     assert len(packed) == 1
 
 
-def test_the_client_that_calls_docker_itself_gets_its_predictions(data, out, filled, tmp_path):
-    config = yaml.safe_load((ROOT / "mlcube" / "container_config.yaml").read_text())
-    assert config["container_type"] == "DockerImage"
+def predict(config, parameters, data, out, tmp_path):
+    """Call docker as MedPerf 0.3 does, with the parameters file and the configuration that are shipped."""
     task = config["tasks"]["infer"]
     assert set(task["run_args"]) <= {"command", "entrypoint", "shm_size", "gpus", "environment"}
-    (tmp_path / "additional_files").mkdir()
-    (tmp_path / "parameters_file.yaml").write_text("{}\n")
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "tmp").chmod(0o777)
-    host = {
-        "data_path": data,
-        "parameters_file": tmp_path / "parameters_file.yaml",
-        "additional_files": tmp_path / "additional_files",
-        "output_path": out,
-    }
+    assert yaml.safe_load(parameters.read_text())  # the client passes over a file without keys
+    host = {"data_path": data, "parameters_file": parameters, "output_path": out}
+    for name in ("additional_files", "tmp"):
+        host[name] = tmp_path / name
+        host[name].mkdir()
+        given_to_the_user(host[name])
     volumes = [
         f"--volume={host[name]}:{volume['mount_path']}:{mode}"
         for kind, mode in (("input_volumes", "ro"), ("output_volumes", "rw"))
         for name, volume in task[kind].items()
     ]
-    run(
-        *("docker", "run", "--rm", "-u", f"{os.getuid()}:{os.getgid()}", *volumes),
-        *(f"--volume={tmp_path / 'tmp'}:/tmp:rw", "--network", "none"),
-        *(IMAGE, *shlex.split(task["run_args"]["command"])),
+    command = shlex.split(task["run_args"]["command"])
+    tmp = f"--volume={host['tmp']}:/tmp:rw"
+    run("docker", "run", "--rm", "-u", OWNER[1], *volumes, tmp, "--network", "none", config["image"], *command)
+
+
+def test_the_client_that_calls_docker_itself_gets_its_predictions(cube, data, out, filled, tmp_path):
+    config = yaml.safe_load((cube / "container_config.yaml").read_text())
+    assert (config.pop("container_type"), config["image"]) == ("DockerImage", IMAGE)
+    shipped = yaml.safe_load((ROOT / "mlcube" / "container_config.yaml").read_text())
+    assert config["tasks"] == shipped["tasks"]
+    predict(config, cube / "workspace" / "parameters.yaml", data, out, tmp_path)
+    assert_same(voxels(out), filled)
+
+
+def test_the_client_that_loads_an_archive_gets_its_predictions(data, out, filled, tmp_path):
+    """The archive is the only thing that is left of its image when the client gets it."""
+    project, name, link = (
+        copy_of_the_project(tmp_path / "project"),
+        f"{IMAGE}-archived",
+        "https://example.org/a?b=c&d=e",
     )
+    run("docker", "tag", IMAGE, name)
+    run("make", "submission", f"IMAGE={name}", f"ARCHIVE={link}", cwd=project)
+    run("docker", "image", "rm", name)
+    config = yaml.safe_load((project / "dist" / "submission" / "container_config.yaml").read_text())
+    assert (config.pop("container_type"), config["image"]) == ("DockerArchive", link)
+    with tarfile.open(project / "dist" / "image.tar") as archive:
+        (config["image"],) = json.load(archive.extractfile("manifest.json"))[0]["RepoTags"]
+    run("docker", "load", "-i", project / "dist" / "image.tar")
+    (project / "dist" / "image.tar").unlink()
+    try:
+        predict(config, project / "dist" / "submission" / "parameters.yaml", data, out, tmp_path)
+    finally:
+        run("docker", "image", "rm", name)
     assert_same(voxels(out), filled)
 
 

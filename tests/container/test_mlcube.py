@@ -1,9 +1,14 @@
 """The real mlcube against the image: configure, infer, train, evaluate, with overrides and workspaces."""
 
+import gzip
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+from secrets import token_hex
 
 import nibabel as nib
 import numpy as np
@@ -16,15 +21,22 @@ from brats_inpainting.infer import Inpainter
 
 from .conftest import (
     IDS,
+    IMAGE,
+    UID,
     VERSION,
     WHEELHOUSE,
+    as_user,
     assert_same,
     call,
     copy_of_the_project,
     docker_run,
+    given_to_the_user,
     run,
     voxels,
 )
+
+PASSWORD = f"password-{token_hex(8)}"
+GZIP = b"\x1f\x8b"
 
 
 @pytest.fixture
@@ -38,7 +50,8 @@ def mlcube(project, tmp_path):
 
     def mlcube_(task, *args):
         settings = os.environ | {"MLCUBE_SYSTEM_SETTINGS": str(tmp_path / "mlcube.yaml")}
-        return run("mlcube", "run", f"--mlcube={project / 'mlcube'}", f"--task={task}", *args, env=settings)
+        command = ("mlcube", "run", f"--mlcube={project / 'mlcube'}", f"--task={task}", *args)
+        return run(*command, env=settings, **as_user())
 
     return mlcube_
 
@@ -50,13 +63,13 @@ def test_the_example_is_filled_and_scored_out_of_the_box(mlcube, project, comple
     assert_same(voxels(workspace / "predictions"), filled)
     mlcube("evaluate")
     scores = (workspace / "report" / "scores.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in scores[1:]] == IDS
+    assert [row.split(",")[:2] for row in scores[1:]] == [[case_id, "predictions"] for case_id in IDS]
 
 
 def test_inputs_outputs_and_resources_can_be_chosen(mlcube, data, out, filled):
     mlcube("infer", f"data_path={data}", f"output_path={out}", "--network=none", "--memory=4g")
     assert_same(voxels(out), filled)
-    assert {path.stat().st_uid for path in out.iterdir()} == {os.getuid()}
+    assert {path.stat().st_uid for path in out.iterdir()} == {UID}
 
 
 def test_another_workspace_serves_as_well(mlcube, project, complete, tmp_path, filled):
@@ -64,6 +77,7 @@ def test_another_workspace_serves_as_well(mlcube, project, complete, tmp_path, f
     shutil.copytree(complete, workspace / "data")
     shutil.copytree(project / "workspace" / "additional_files", workspace / "additional_files")
     (workspace / "parameters.yaml").write_text("seed: 1\n")
+    given_to_the_user(workspace)
     mlcube("infer", f"--workspace={workspace}")
     found = voxels(workspace / "predictions")
     assert list(found) == list(filled)
@@ -101,7 +115,7 @@ def test_what_train_writes_is_what_infer_uses(mlcube, project, complete, data, f
     workspace = project / "workspace"
     shutil.copytree(complete, workspace / "data")
     mlcube("train", "parameters_file=parameters/smoke.yaml")
-    assert (workspace / "model" / "weights.safetensors").stat().st_uid == os.getuid()
+    assert (workspace / "model" / "weights.safetensors").stat().st_uid == UID
     said = mlcube("infer", f"data_path={data}", "additional_files_path=model")
     assert "weights weights.safetensors" in said
     found = voxels(workspace / "predictions")
@@ -111,27 +125,71 @@ def test_what_train_writes_is_what_infer_uses(mlcube, project, complete, data, f
 
 @pytest.fixture
 def wheels():
-    """Serve the wheelhouse as make image does, so that the builder's cache knows the long layers."""
+    """Serve the wheelhouse as make image does, with a password in its address."""
     command = (sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", WHEELHOUSE, "8765")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        yield "--network host --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=http://127.0.0.1:8765/"
+        yield f"http://somebody:{PASSWORD}@127.0.0.1:8765/"
         server.terminate()
 
 
-def test_configure_builds_the_image(project, wheels):
+@pytest.fixture
+def configured():
+    """A name for the image that mlcube builds; it is removed, and so is what the stages before its last one left."""
+    name = f"{IMAGE}-configured"
+    yield name
+    run("docker", "image", "rm", "--force", name)
+    for left in run("docker", "images", "--quiet", "--filter", "dangling=true").split():
+        if PASSWORD in run("docker", "history", "--no-trunc", left):
+            call("docker", "image", "rm", left)
+
+
+def in_layers(image, *words):
+    """Return which of the words occur in an image's layers and settings."""
+    found = set()
+    saving = subprocess.Popen(("docker", "save", image), stdout=subprocess.PIPE)
+    with saving, tarfile.open(fileobj=saving.stdout, mode="r|") as archive:
+        for member in filter(tarfile.TarInfo.isfile, archive):
+            file = archive.extractfile(member)
+            file = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(GZIP) else file  # newer engines compress
+            before = b""
+            while block := file.read(2**20):
+                found |= {word for word in words if word in before + block}
+                before = block[-100:]
+    return found
+
+
+def test_configure_builds_the_image_and_nothing_that_pip_was_told_stays_in_it(project, wheels, configured, tmp_path):
     manifest = project / "mlcube" / "mlcube.yaml"
     settings = yaml.safe_load(manifest.read_text())
-    base = f"--build-arg BASE_IMAGE={os.environ['BASE_IMAGE']} --build-arg TORCH=+cpu"
-    settings["docker"] |= {"image": "brats-inpainting:configured", "build_args": f"{base} {wheels}"}
+    given = {
+        "BASE_IMAGE": os.environ["BASE_IMAGE"],
+        "TORCH": "+cpu",
+        "SOURCE": "https://example.org/it",
+        "REVISION": "1",
+    }
+    given |= {"PIP_NO_INDEX": 1, "PIP_INDEX_URL": f"{wheels}simple", "PIP_FIND_LINKS": wheels}
+    said = " ".join(f"--build-arg {name}={value}" for name, value in given.items())
+    settings["docker"] |= {"image": configured, "build_args": f"--network host {said}"}
     manifest.write_text(yaml.safe_dump(settings))
-    run("mlcube", "configure", f"--mlcube={project / 'mlcube'}", "--platform=docker")
-    assert docker_run("brats-inpainting:configured", "--version").stdout.strip() == VERSION
-    run("docker", "image", "rm", "brats-inpainting:configured")
+    environment = os.environ | {"HOME": str(tmp_path), "MLCUBE_SYSTEM_SETTINGS": str(tmp_path / "mlcube.yaml")}
+    run("mlcube", "configure", f"--mlcube={project / 'mlcube'}", "--platform=docker", env=environment, **as_user())
+    assert docker_run(configured, "--version").stdout.strip() == VERSION
+
+    labels = json.loads(run("docker", "image", "inspect", "--format", "{{json .Config.Labels}}", configured))
+    assert labels["org.opencontainers.image.source"] == given["SOURCE"]
+    assert labels["org.opencontainers.image.revision"] == given["REVISION"]
+    history = run("docker", "history", "--no-trunc", configured)
+    assert "COPY" in history
+    assert not re.search(f"{PASSWORD}|PIP_|127.0.0.1", history)
+    known = b"def warn_if_lost(folder"  # it is in the sources: the search works
+    assert in_layers(configured, PASSWORD.encode(), known) == {known}
 
 
 def test_a_failing_task_shows_its_reason_and_fails(project, out, tmp_path):
     (tmp_path / "empty").mkdir()
     paths = (f"data_path={tmp_path / 'empty'}", f"output_path={out}")
-    done = call("mlcube", "run", f"--mlcube={project / 'mlcube'}", "--task=infer", *paths)
+    settings = os.environ | {"MLCUBE_SYSTEM_SETTINGS": str(tmp_path / "mlcube.yaml")}
+    command = ("mlcube", "run", f"--mlcube={project / 'mlcube'}", "--task=infer", *paths)
+    done = call(*command, env=settings, **as_user())
     assert done.returncode != 0
     assert "no case" in done.stdout + done.stderr
