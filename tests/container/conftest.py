@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import tempfile
 import tomllib
 from pathlib import Path
 from secrets import token_hex
@@ -28,18 +27,19 @@ CLIENTS = ROOT / ".venv-clients" / "bin"
 os.environ["PATH"] = f"{CLIENTS}:{os.environ['PATH']}"
 IDS = [CASE, "BraTS-GLI-00001-001"]
 
-# The clients run as an ordinary user, who may speak to the engine.
-_nobody = pwd.getpwnam("nobody")
-UID, GID = (os.getuid(), os.getgid()) if os.getuid() else (_nobody.pw_uid, _nobody.pw_gid)
-SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+# Clients run as an ordinary user, who may read what root may, as Python's and pytest's folders are root's, and talk to
+# the engine. Where root has not the right to give that right, they run as root.
+NOBODY = pwd.getpwnam("nobody")
+SOCKET = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+AS_USER = (
+    *("setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+    f"--groups={SOCKET.stat().st_gid if SOCKET.exists() else NOBODY.pw_gid}",
+)
+if os.getuid() or subprocess.run([*AS_USER, "true"], check=False).returncode:
+    AS_USER = ()
+UID, GID = (NOBODY.pw_uid, NOBODY.pw_gid) if AS_USER else (os.getuid(), os.getgid())
 OWNER = ("--user", f"{UID}:{GID}")
-
-
-def pytest_configure(config):
-    """Keep temporary files where the ordinary user can read them; pytest closes its own folder to others."""
-    if not os.getuid() and not config.option.basetemp:
-        config.option.basetemp = tempfile.mkdtemp(prefix="container-tests-")
-        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items):
@@ -61,14 +61,9 @@ def run(*command, **options):
     return done.stdout + done.stderr
 
 
-def as_user():
-    """Return the options with which ``call`` runs a command as the ordinary user."""
-    return {} if os.getuid() else {"user": UID, "group": GID, "extra_groups": [Path(SOCKET).stat().st_gid]}
-
-
 def given_to_the_user(folder):
     """Make a folder and everything in it the ordinary user's, and return it."""
-    folder.chmod(0o755)  # pytest's folders are private
+    folder.chmod(0o755)  # pytest's folders are private, but a stranger must be able to read this one
     for path in (folder, *folder.rglob("*")):
         os.chown(path, UID, GID, follow_symlinks=False)
     return folder
@@ -101,9 +96,8 @@ def assert_same(found, expected):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_in_the_engine(tmp_path_factory):
+def nothing_is_left_in_the_engine():
     """Give the image a name for the tests; take it away at the end, with the containers that mlcube leaves."""
-    tmp_path_factory.getbasetemp().chmod(0o711)
     run("docker", "tag", BUILT, IMAGE)
     yield
     containers = [line.split() for line in run("docker", "ps", "--all", "--format", "{{.ID}} {{.Image}}").splitlines()]

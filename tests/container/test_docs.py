@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from .conftest import (
+    AS_USER,
     CLIENTS,
     IDS,
     IMAGE,
     RELEASE,
     ROOT,
     WHEELHOUSE,
-    as_user,
     call,
     copy_of_the_project,
     given_to_the_user,
@@ -45,8 +45,7 @@ def place(complete, paper_weights, tmp_path_factory):
             image = nib.Nifti1Image(volume.astype(like.get_data_dtype()), like.affine, like.header)
             nib.save(image, folder / "cases" / case_id / f"{case_id}-{name}.nii.gz")
     (folder / "home").mkdir()
-    given_to_the_user(folder.parent)
-    return folder
+    return given_to_the_user(folder)
 
 
 def test_the_page_has_blocks_for_every_client():
@@ -67,7 +66,7 @@ def test_the_block_does_what_it_says(number, place):
     settings |= {"HOME": str(place / "home"), "IMAGE": IMAGE}
     settings["MLCUBE_SYSTEM_SETTINGS"] = str(place / "mlcube-settings.yaml")
     command = ("bash", "-euo", "pipefail", "-c", block) if language == "bash" else (CLIENTS / "python", "-c", block)
-    done = call(*command, cwd=place, env=os.environ | settings, **as_user())
+    done = call(*AS_USER, *command, cwd=place, env=os.environ | settings)
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
     for folder in written:
         names = [path.name.replace("-t1n-inference", "") for path in sorted(folder.iterdir())]

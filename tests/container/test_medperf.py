@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from .conftest import (
+    AS_USER,
     IMAGE,
     OWNER,
     ROOT,
     UID,
-    as_user,
     assert_same,
     call,
     copy_of_the_project,
@@ -55,7 +55,7 @@ def test_the_clients_that_call_mlcube_get_their_predictions(generation, cube, da
         + (" -Pplatform.accelerator_count=0" if generation == 2024 else "")
     )
     settings = os.environ | {"MLCUBE_SYSTEM_SETTINGS": str(tmp_path / "mlcube-settings.yaml")}
-    run(*shlex.split(command), env=settings, **as_user())
+    run(*AS_USER, *shlex.split(command), env=settings)
     assert_same(voxels(out), filled)
     assert {path.stat().st_uid for path in out.iterdir()} == {UID}
 

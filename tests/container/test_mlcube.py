@@ -20,12 +20,12 @@ from brats_inpainting.data import cases, volume
 from brats_inpainting.infer import Inpainter
 
 from .conftest import (
+    AS_USER,
     IDS,
     IMAGE,
     UID,
     VERSION,
     WHEELHOUSE,
-    as_user,
     assert_same,
     call,
     copy_of_the_project,
@@ -50,8 +50,8 @@ def mlcube(project, tmp_path):
 
     def mlcube_(task, *args):
         settings = os.environ | {"MLCUBE_SYSTEM_SETTINGS": str(tmp_path / "mlcube.yaml")}
-        command = ("mlcube", "run", f"--mlcube={project / 'mlcube'}", f"--task={task}", *args)
-        return run(*command, env=settings, **as_user())
+        command = (*AS_USER, "mlcube", "run", f"--mlcube={project / 'mlcube'}", f"--task={task}", *args)
+        return run(*command, env=settings)
 
     return mlcube_
 
@@ -172,7 +172,7 @@ def test_configure_builds_the_image_and_nothing_that_pip_was_told_stays_in_it(pr
     settings["docker"] |= {"image": configured, "build_args": f"--network host {said}"}
     manifest.write_text(yaml.safe_dump(settings))
     environment = os.environ | {"HOME": str(tmp_path), "MLCUBE_SYSTEM_SETTINGS": str(tmp_path / "mlcube.yaml")}
-    run("mlcube", "configure", f"--mlcube={project / 'mlcube'}", "--platform=docker", env=environment, **as_user())
+    run(*AS_USER, "mlcube", "configure", f"--mlcube={project / 'mlcube'}", "--platform=docker", env=environment)
     assert docker_run(configured, "--version").stdout.strip() == VERSION
 
     labels = json.loads(run("docker", "image", "inspect", "--format", "{{json .Config.Labels}}", configured))
@@ -189,7 +189,7 @@ def test_a_failing_task_shows_its_reason_and_fails(project, out, tmp_path):
     (tmp_path / "empty").mkdir()
     paths = (f"data_path={tmp_path / 'empty'}", f"output_path={out}")
     settings = os.environ | {"MLCUBE_SYSTEM_SETTINGS": str(tmp_path / "mlcube.yaml")}
-    command = ("mlcube", "run", f"--mlcube={project / 'mlcube'}", "--task=infer", *paths)
-    done = call(*command, env=settings, **as_user())
+    command = (*AS_USER, "mlcube", "run", f"--mlcube={project / 'mlcube'}", "--task=infer", *paths)
+    done = call(*command, env=settings)
     assert done.returncode != 0
     assert "no case" in done.stdout + done.stderr

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from .conftest import (
+    AS_USER,
     CLIENTS,
     IDS,
     IMAGE,
     ROOT,
-    as_user,
     assert_same,
     call,
     docker_run,
@@ -27,7 +27,7 @@ ORCHESTRATE = (CLIENTS / "python", ROOT / "tests/container/orchestrate.py")
 
 @pytest.mark.parametrize("year", [2023, 2025])
 def test_single_and_batch_give_the_voxels_of_the_command_line(year, data, out, filled):
-    run(*ORCHESTRATE, year, IMAGE, data, out, **as_user())
+    run(*AS_USER, *ORCHESTRATE, year, IMAGE, data, out)
     single = np.asanyarray(nib.load(out / "single.nii.gz").dataobj)
     np.testing.assert_array_equal(single, filled[f"{IDS[0]}-t1n-inference.nii.gz"])
     batch = voxels(out / "batch")
@@ -38,7 +38,7 @@ def test_a_failing_case_is_shown_by_the_client(data, out, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     scan = tmp_path / "data" / IDS[0] / f"{IDS[0]}-t1n-voided.nii.gz"
     scan.write_bytes(scan.read_bytes()[:5000])  # truncated
-    done = call(*ORCHESTRATE, 2023, IMAGE, tmp_path / "data", out, **as_user())
+    done = call(*AS_USER, *ORCHESTRATE, 2023, IMAGE, tmp_path / "data", out)
     assert done.returncode != 0
     assert "Container finished with an error" in done.stderr
     assert "BraTS-GLI-00000-000-t1n-voided.nii.gz" in done.stderr
@@ -68,7 +68,7 @@ def test_the_image_stands_in_for_the_papers_submission(data, out, tmp_path, pape
     mask_XYZ = one_slice(np.asanyarray(mask.dataobj))
     nib.save(nib.Nifti1Image(mask_XYZ, mask.affine, mask.header), path)
 
-    run(*ORCHESTRATE, "BraTS23_2", IMAGE, tmp_path / "data", out, **as_user())
+    run(*AS_USER, *ORCHESTRATE, "BraTS23_2", IMAGE, tmp_path / "data", out)
     assert (
         "savedmodel2850000.pt: raw weights, no moving average by their name, 113,672,066 parameters"
         in (out / "single.log").read_text()
