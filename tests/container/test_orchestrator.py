@@ -25,6 +25,15 @@ from .conftest import (
 ORCHESTRATE = (CLIENTS / "python", ROOT / "tests/container/orchestrate.py")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def downloads():
+    """The folder in the package that its user must be able to write."""
+    where = run(CLIENTS / "python", "-c", "from brats import constants; print(constants.ADDITIONAL_FILES_FOLDER)")
+    folder = Path(where.strip())
+    folder.mkdir(exist_ok=True)
+    return given_to_the_user(folder)
+
+
 @pytest.mark.parametrize("year", [2023, 2025])
 def test_single_and_batch_give_the_voxels_of_the_command_line(year, data, out, filled):
     run(*AS_USER, *ORCHESTRATE, year, IMAGE, data, out)
@@ -45,10 +54,9 @@ def test_a_failing_case_is_shown_by_the_client(data, out, tmp_path):
 
 
 @pytest.fixture
-def downloaded(paper_weights):
+def downloaded(downloads, paper_weights):
     """Put the weights where the package keeps what it downloads, in place of what is there meanwhile."""
-    where = run(CLIENTS / "python", "-c", "from brats import constants; print(constants.ADDITIONAL_FILES_FOLDER)")
-    cache = Path(where.strip()) / "13383452_v1.0.0" / "savedmodel2850000.pt"
+    cache = downloads / "13383452_v1.0.0" / "savedmodel2850000.pt"
     cache.parent.mkdir(parents=True, exist_ok=True)
     kept = cache.with_suffix(".kept")
     if cache.exists():
