@@ -1,9 +1,10 @@
 """Fills cases with the BraTS orchestrator; runs under the clients' Python, which has the package brats.
 
-usage: orchestrate.py 2023|2025|BraTS23_2 IMAGE DATA OUTPUT
+usage: orchestrate.py 2023|2025|BraTS23_2 IMAGE DATA OUTPUT [PARAMETERS]
 
 The years are the orchestrator's two ways of calling a container. BraTS23_2 is the paper's own entry, left as it is but
-for the image and the permission to run on a CPU; its weights must lie where the package keeps downloads.
+for the image, the permission to run on a CPU, and the folder of PARAMETERS if given; the image must bear the entry's
+name behind the last slash, and the weights must lie where the package keeps downloads.
 """
 
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from brats import Inpainter
 from brats.constants import InpaintingAlgorithms
+from brats.core import docker
 from brats.utils.algorithm_config import AlgorithmData, MetaData, RunArgs
 from brats.utils.logging import enable
 
@@ -24,6 +26,7 @@ if mode == "BraTS23_2":
     assert inpainter.algorithm.run_args.docker_image == PAPER
     inpainter.algorithm.run_args.docker_image = image
     inpainter.algorithm.run_args.cpu_compatible = True
+    docker.PARAMETERS_DIR = Path(sys.argv[5]) if sys.argv[5:] else docker.PARAMETERS_DIR
 else:
     inpainter.algorithm = AlgorithmData(
         meta=MetaData(

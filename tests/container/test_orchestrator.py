@@ -1,6 +1,7 @@
 """The real BraTS orchestrator against the image: both of its conventions, and the paper's own entry."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from .conftest import (
     CLIENTS,
     IDS,
     IMAGE,
+    OWNER,
     ROOT,
     assert_same,
     call,
@@ -66,36 +68,75 @@ def downloaded(downloads, paper_weights):
     kept.rename(cache) if kept.exists() else cache.unlink()
 
 
-@pytest.mark.usefixtures("downloaded")
-def test_the_image_stands_in_for_the_papers_submission(data, out, tmp_path, paper_weights):
-    """One slice of one case, because each pass of the paper's network takes seconds on a CPU."""
+@pytest.fixture
+def stand_in():
+    """The image by the name of the paper's entry, which tells the package its parameters file, under a name of ours."""
+    name = f"{IMAGE.replace(':', '-')}/brats23_inpainting_domaso:latest"
+    run("docker", "tag", IMAGE, name)
+    yield name
+    containers = run("docker", "ps", "--all", "--quiet", "--filter", f"ancestor={name}").split()
+    call("docker", "rm", "--force", *containers)
+    run("docker", "image", "rm", name)
+
+
+@pytest.fixture
+def one_slice_of_a_case(data, tmp_path):
+    """A folder of one case with one slice to fill, because each pass of the paper's network takes seconds on a CPU."""
     one = tmp_path / "data" / IDS[0]
     shutil.copytree(data / IDS[0], one)
     path = one / f"{IDS[0]}-mask.nii.gz"
     mask = nib.load(path)
-    mask_XYZ = one_slice(np.asanyarray(mask.dataobj))
-    nib.save(nib.Nifti1Image(mask_XYZ, mask.affine, mask.header), path)
+    nib.save(nib.Nifti1Image(one_slice(np.asanyarray(mask.dataobj)), mask.affine, mask.header), path)
+    return given_to_the_user(tmp_path / "data")
 
-    run(*AS_USER, *ORCHESTRATE, "BraTS23_2", IMAGE, tmp_path / "data", out)
-    assert (
-        "savedmodel2850000.pt: raw weights, no moving average by their name, 113,672,066 parameters"
-        in (out / "single.log").read_text()
+
+def papers_file():
+    """The parameters file that the package has for the paper's entry."""
+    return next(CLIENTS.parent.rglob("brats23_inpainting_domaso.yml"))
+
+
+def as_an_mlcube(data, weights, out, recipe):
+    """The volumes and the command with which the package calls the paper's entry."""
+    mounts = (data, weights.parent, out, recipe.parent)
+    return (
+        *(f"--volume={folder}:/mlcube_io{number}" for number, folder in enumerate(mounts)),
+        *(IMAGE, "infer", "--data_path=/mlcube_io0", "--output_path=/mlcube_io2"),
+        *(f"--weights=/mlcube_io1/{weights.name}", f"--parameters_file=/mlcube_io3/{recipe.name}"),
     )
-    assert "2 steps of dpmpp_2m" in (out / "single.log").read_text()  # the slice-wise way, not the default's
+
+
+@pytest.mark.usefixtures("downloaded")
+def test_the_image_stands_in_for_the_papers_submission(one_slice_of_a_case, out, tmp_path, paper_weights, stand_in):
+    (tmp_path / "parameters").mkdir()
+    recipe = tmp_path / "parameters" / "brats23_inpainting_domaso.yml"
+    recipe.write_text(papers_file().read_text().replace("timestep_respacing: ''", "timestep_respacing: '2'"))
+    given_to_the_user(recipe.parent)
+    run(*AS_USER, *ORCHESTRATE, "BraTS23_2", stand_in, one_slice_of_a_case, out, recipe.parent)
+    said = (out / "single.log").read_text()
+    assert "savedmodel2850000.pt: raw weights, no moving average by their name, 113,672,066 parameters" in said
+    assert "2 steps of ddpm" in said
     single = np.asanyarray(nib.load(out / "single.nii.gz").dataobj)
 
-    recipe = next(CLIENTS.parent.rglob("brats23_inpainting_domaso.yml"))
-    (tmp_path / "plain").mkdir()
-    given_to_the_user(tmp_path / "plain")
-    mounts = {"data": "/mlcube_io0", "weights": "/mlcube_io1", "plain": "/mlcube_io2", "recipe": "/mlcube_io3"}
-    folders = {"weights": paper_weights.parent, "recipe": recipe.parent}
-    volumes = [f"--volume={folders.get(name, tmp_path / name)}:{where}" for name, where in mounts.items()]
-    command = (
-        *("infer", "--data_path=/mlcube_io0", "--output_path=/mlcube_io2"),
-        *("--weights=/mlcube_io1/savedmodel2850000.pt", f"--parameters_file=/mlcube_io3/{recipe.name}"),
-    )
-    done = docker_run(*volumes, IMAGE, *command)
+    plain = given_to_the_user(shutil.copytree(out, tmp_path / "plain", ignore=lambda _, names: names))
+    done = docker_run(*as_an_mlcube(one_slice_of_a_case, paper_weights, plain, recipe))
     assert done.returncode == 0, done.stderr
-    plain = voxels(tmp_path / "plain")[f"{IDS[0]}-t1n-inference.nii.gz"]
-    np.testing.assert_array_equal(single, plain)
-    assert (plain[mask_XYZ > 0] != 0).any()
+    filled = voxels(plain)[f"{IDS[0]}-t1n-inference.nii.gz"]
+    np.testing.assert_array_equal(single, filled)
+    mask = nib.load(one_slice_of_a_case / IDS[0] / f"{IDS[0]}-mask.nii.gz")
+    assert (filled[np.asanyarray(mask.dataobj) > 0] != 0).mean() > 0.9
+
+
+def test_the_papers_own_file_means_its_procedure_and_the_time_is_told_first(one_slice_of_a_case, out, paper_weights):
+    """All 1000 steps of a slice take half an hour on a CPU, so the container is ended when it has said what it does."""
+    name = IMAGE.replace(":", "-")
+    command = as_an_mlcube(one_slice_of_a_case, paper_weights, out, papers_file())
+    started = ("docker", "run", "--rm", "--name", name, "--network", "none", *OWNER, *command)
+    said = []
+    with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as container:
+        for line in container.stderr:
+            said.append(line)
+            if "on this CPU about" in line:
+                call("docker", "kill", name)
+    told = "".join(said)
+    assert "preset paper: 1000 steps of ddpm, 1 sample(s), independent noise, filter 1.075" in told, told
+    assert f"{IDS[0]} takes 1,000 passes of the network, on this CPU about" in told
