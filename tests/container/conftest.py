@@ -5,6 +5,7 @@ import pwd
 import shutil
 import subprocess
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
@@ -95,14 +96,21 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], volume)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_in_the_engine():
-    """Give the image a name for the tests; take it away at the end, with the containers that mlcube leaves."""
-    run("docker", "tag", BUILT, IMAGE)
+@contextmanager
+def tagged(image, name):
+    """Give an image another name for a while; take it away at the end, with the containers that were started by it."""
+    run("docker", "tag", image, name)
     yield
     containers = [line.split() for line in run("docker", "ps", "--all", "--format", "{{.ID}} {{.Image}}").splitlines()]
-    call("docker", "rm", "--force", *(container for container, image in containers if image == IMAGE))
-    run("docker", "image", "rm", IMAGE)
+    call("docker", "rm", "--force", *(container for container, started_by in containers if started_by == name))
+    run("docker", "image", "rm", name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_in_the_engine():
+    """Give the image a name for the tests."""
+    with tagged(BUILT, IMAGE):
+        yield
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from .conftest import (
     given_to_the_user,
     one_slice,
     run,
+    tagged,
     voxels,
 )
 
@@ -71,12 +72,9 @@ def downloaded(downloads, paper_weights):
 @pytest.fixture
 def stand_in():
     """The image by the name of the paper's entry, which tells the package its parameters file, under a name of ours."""
-    name = f"{IMAGE.replace(':', '-')}/brats23_inpainting_domaso:latest"
-    run("docker", "tag", IMAGE, name)
-    yield name
-    containers = run("docker", "ps", "--all", "--quiet", "--filter", f"ancestor={name}").split()
-    call("docker", "rm", "--force", *containers)
-    run("docker", "image", "rm", name)
+    name = f"{IMAGE.replace(':', '-')}/brats23_inpainting_domaso:test"
+    with tagged(IMAGE, name):
+        yield name
 
 
 @pytest.fixture
