@@ -81,7 +81,7 @@ def test_another_workspace_serves_as_well(mlcube, project, complete, tmp_path, f
     mlcube("infer", f"--workspace={workspace}")
     found = voxels(workspace / "predictions")
     assert list(found) == list(filled)
-    assert any((found[name] != filled[name]).any() for name in filled)  # another seed
+    assert all((found[name] != filled[name]).sum() > 1000 for name in filled)  # another seed
 
 
 def test_the_papers_procedure_is_one_argument_away(mlcube, project, data, tmp_path):
@@ -120,7 +120,7 @@ def test_what_train_writes_is_what_infer_uses(mlcube, project, complete, data, f
     assert "weights weights.safetensors" in said
     found = voxels(workspace / "predictions")
     assert list(found) == list(filled)
-    assert all((found[name] != filled[name]).any() for name in filled)
+    assert all((found[name] != filled[name]).sum() > 1000 for name in filled)
 
 
 @pytest.fixture
