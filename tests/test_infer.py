@@ -45,7 +45,7 @@ def test_a_slice_is_the_same_to_the_bit_in_any_company_and_order(sampler, noise)
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("size", [3, 6])
+@pytest.mark.parametrize("size", [3, 5, 6])
 def test_a_slice_is_the_same_to_the_bit_in_every_place_of_a_batch_that_cases_share(size, number, threads):
     threads(number)
     machine = inpainter(batch_size=size, steps=1)

@@ -68,6 +68,10 @@ def test_whatever_else_the_file_says_of_sampling_is_taken_instead_of_every_step(
     assert read(PAPERS.replace("use_ddim: False", line)).all_steps is None
 
 
+def test_a_respacing_that_is_left_out_is_an_empty_one(read):
+    assert read(PAPERS.replace("timestep_respacing: ''", "timestep_respacing:")).all_steps == 1000
+
+
 def test_a_respacing_is_taken_instead_of_every_step(read):
     said = read(PAPERS.replace("timestep_respacing: ''", "timestep_respacing: '50'"))
     assert said.all_steps is None

@@ -161,20 +161,21 @@ class Run:
                 deliver(stack)
 
     def _foretell(self, stack: Stack) -> None:
-        """Say how long a case will take on a CPU, and what would be faster: one pass over one window is timed."""
-        network, device = self.inpainter.weights.network, self.inpainter.device
+        """Say how long a case will take on a CPU, and what would be faster: one pass over one batch is timed."""
+        network, device, size = self.inpainter.weights.network, self.inpainter.device, self.inpainter.batch_size
         if device.type != "cpu":
             return
-        x_NCV = torch.zeros(1, network.config.in_channels, *stack.windows[0].shape)
+        x_NCV = torch.zeros(size, network.config.in_channels, *stack.windows[0].shape)
         started = time.perf_counter()
         with torch.inference_mode():
             network(x_NCV, torch.zeros(1))
-        passes, seconds = stack.missing * self.inpainter.sampling.passes, time.perf_counter() - started
+        seconds, passes = time.perf_counter() - started, self.inpainter.sampling.passes
+        batches = -(-stack.missing // size)  # the last one is filled up
         log.info(
             "%s takes %s passes of the network, on this CPU about %s; a smaller --steps or another --preset is faster",
             stack.scan.id,
-            f"{passes:,}",
-            duration(passes * seconds),
+            f"{stack.missing * passes:,}",
+            duration(batches * passes * seconds),
         )
 
     def _prepare(self, case: Case) -> Scan:

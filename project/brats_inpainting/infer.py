@@ -27,6 +27,7 @@ from torch import Tensor
 from brats_inpainting import config, memory
 from brats_inpainting.config import (
     DEFAULT_PRESET,
+    FRAME,
     DiffusionConfig,
     SamplingConfig,
     UNetConfig,
@@ -120,7 +121,7 @@ class Inpainter:
         how = config.sampling(preset, unet.dims, **overrides)
         checkpoint.refuse_other_work(loaded)
         if where.type == "cpu":
-            memory.refuse_too_little(unet, loaded.diffusion.window)
+            memory.refuse_too_little(unet, FRAME if how.replace == "slices" else loaded.diffusion.window)
         enough = min(ENOUGH_STEPS, loaded.diffusion.steps)
         if loaded.diffusion.prediction == "eps" and how.steps < enough:
             if "steps" in overrides:

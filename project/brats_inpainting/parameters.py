@@ -27,7 +27,11 @@ IGNORED = {  # training, logging and paths of the authors' scripts
 }
 
 Numbers = Annotated[tuple[PositiveInt, ...], BeforeValidator(lambda text: str(text).split(",") if text else ())]
-Respacing = Annotated[str, BeforeValidator(str), Field(pattern=r"^((ddim)?[1-9][0-9]{0,5})?$")]
+Respacing = Annotated[
+    str,
+    BeforeValidator(lambda text: "" if text is None else str(text)),
+    Field(pattern=r"^((ddim)?[1-9][0-9]{0,5})?$"),
+]
 
 
 class _File(SamplingConfig):

@@ -129,7 +129,7 @@ def test_the_papers_own_file_means_its_procedure_and_the_time_is_told_first(one_
     """All 1000 steps of a slice take half an hour on a CPU, so the container is ended when it has said what it does."""
     name = IMAGE.replace(":", "-")
     command = as_an_mlcube(one_slice_of_a_case, paper_weights, out, papers_file())
-    started = ("docker", "run", "--rm", "--name", name, "--network", "none", *OWNER, *command)
+    started = ("timeout", "900", "docker", "run", "--rm", "--name", name, "--network", "none", *OWNER, *command)
     said = []
     with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as container:
         for line in container.stderr:

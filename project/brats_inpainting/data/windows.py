@@ -281,7 +281,8 @@ def _share(common: Sides, box: Sides, other: Sides, shape: tuple[int, ...], how:
         return True
     if how.common is not None:
         return all(side.stop - side.start <= how.common for side in common)
-    return together <= min(before + apart, LARGEST_SHARED, how.most or LARGEST_SHARED)
+    most = LARGEST_SHARED if how.most is None else min(LARGEST_SHARED, how.most)
+    return together <= min(before + apart, most)
 
 
 def _sides(box: Sides, shape: tuple[int, ...], how: Windowing) -> Sides:
