@@ -19,14 +19,9 @@ from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
 from brats_inpainting.infer import LPS, Inpainter
 
-from .conftest import TINY, TINY_3D, Anything, brain, inpainter, lesion, tiny_network, weights, write_case
+from .conftest import TINY, TINY_3D, Anything, brain, inpainter, lesion, scan_of, tiny_network, weights, write_case
 
 SHAPE = (64, 64, 12)
-
-
-def scan_of(seed, case_id, **where):
-    images = [nib.Nifti1Image(a, LPS) for a in (brain(SHAPE, seed), lesion(SHAPE, **where).astype(np.uint8))]
-    return volume.prepare(cases.examine(case_id, *images, names=("image", "mask")))
 
 
 def filled(machine, scans):

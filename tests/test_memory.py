@@ -97,12 +97,14 @@ def test_a_real_limit_makes_the_batch_smaller(limited):
     assert int(limited(3 * GB, sys.executable, "-c", script).stdout) == 3
 
 
-@pytest.mark.parametrize("weights", ["volume-1", "small-2"])
-def test_memory_for_not_even_one_window_is_refused_before_the_kernel_ends_the_process(weights, limited, tmp_path):
+@pytest.mark.parametrize(
+    ("weights", "size"), [("volume-1", 500), ("volume-1", 1300), ("small-2", 500), ("small-2", 600)]
+)
+def test_memory_for_not_even_one_window_is_refused_before_the_kernel_ends_the_process(weights, size, limited, tmp_path):
     write_case(tmp_path / "data", "a")
     paths = ("--data-path", tmp_path / "data", "--output-path", tmp_path / "out")
     command = (sys.executable, "-m", "brats_inpainting", "infer", "--device", "cpu", "--weights", weights, *paths)
-    done = limited(500 * 2**20, *command)
+    done = limited(size * 2**20, *command)
     assert done.returncode == 2
     assert "GB of memory are free, but a window of 96 voxels a side needs" in done.stderr
     assert ("--weights small-2" in done.stderr) == (weights == "volume-1")

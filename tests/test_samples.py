@@ -1,15 +1,12 @@
 """Which noise a window gets: that of its own slices, sample and step, wherever in a batch it is."""
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from brats_inpainting.data import cases, volume
 from brats_inpainting.diffusion import noise
-from brats_inpainting.infer import LPS
 
-from .conftest import TINY, TINY_3D, brain, inpainter, lesion
+from .conftest import TINY, TINY_3D, inpainter, scan_of
 
 SHAPE = (64, 64, 60)  # deep enough for boxes that do not begin at the first slice
 DIMS = pytest.mark.parametrize("dims", [2, 3])
@@ -27,11 +24,6 @@ class Echo(torch.nn.Module):
         return self.share * x_NCV[:, 2:3]
 
 
-def scan_of(seed, case_id, **where):
-    images = [nib.Nifti1Image(a, LPS) for a in (brain(SHAPE, seed), lesion(SHAPE, **where).astype(np.uint8))]
-    return volume.prepare(cases.examine(case_id, *images, names=("image", "mask")))
-
-
 def expected(task, *, step=0):
     """The draws of a window's slices, as they are defined."""
     z, rows, columns = task.window.place
@@ -44,7 +36,7 @@ def expected(task, *, step=0):
 @DIMS
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
 def test_a_window_starts_from_the_noise_of_its_slices_and_its_sample_at_any_place_in_a_batch(dims, batch_size):
-    scans = [scan_of(0, "a", radius=0.1), scan_of(1, "b", centre=(0.5, 0.5, 0.6))]
+    scans = [scan_of(0, "a", SHAPE, radius=0.1), scan_of(1, "b", SHAPE, centre=(0.5, 0.5, 0.6))]
     machine = inpainter(Echo(dims), batch_size=batch_size, steps=1, samples=3, noise="independent")
     stacks = [machine.stack(scan, keep=True) for scan in scans]
     assert len(list(machine.fill(stacks, seed=5))) == 2
@@ -58,7 +50,7 @@ def test_a_window_starts_from_the_noise_of_its_slices_and_its_sample_at_any_plac
 def test_every_step_adds_a_draw_of_its_own(dims):
     network = Echo(dims, share=0)
     machine = inpainter(network, batch_size=1, sampler="ddpm", steps=3, noise="independent")
-    stack = machine.stack(scan_of(0, "a", radius=0.05), keep=True)
+    stack = machine.stack(scan_of(0, "a", SHAPE, radius=0.05), keep=True)
     list(machine.fill([stack], seed=5))
     for number, (task, _) in enumerate(stack.kept):
         draws = np.stack([expected(task, step=step).ravel() for step in range(3)], axis=1)

@@ -185,20 +185,21 @@ def test_two_processes_give_the_parameters_of_one(dims, run, prepared, tmp_path)
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     one, two = (state(tmp_path / name, 5)["network"] for name in ("one", "two"))
-    assert_same_but_for_rounding(one, two)
+    assert_same_but_for_rounding(one, two, share={2: 0.998, 3: 0.995}[dims])
     moved = max((one[name] - start).abs().max() for name, start in fresh(recipe).state_dict().items())
     assert moved > 1e-3  # the tolerance is small against what training did
 
 
-def assert_same_but_for_rounding(a, b):
+def assert_same_but_for_rounding(a, b, share=0.998):
     """Compare parameters after five steps of Adam with gradients that were summed in another order.
 
-    Such gradients differ by 1e-7 of their size, and parameters by little more: 99.7 % of them by less than 1e-5. But
-    Adam divides a gradient by its own size, so where it should be zero (a bias ahead of a normalisation that removes
-    it), rounding alone decides the direction, and the parameter may end anywhere within five steps of lr = 1e-3.
+    Such gradients differ by 1e-7 of their size, and parameters by little more: 99.8 % of them by less than 1e-5, 99.7 %
+    of a network of boxes. But Adam divides a gradient by its own size, so where it should be zero (a bias ahead of a
+    normalisation that removes it), rounding alone decides the direction, and the parameter may end anywhere within five
+    steps of lr = 1e-3.
     """
     difference = torch.cat([(a[name] - b[name]).abs().ravel() for name in a])
-    assert (difference < 1e-5).double().mean() > 0.99
+    assert (difference < 1e-5).double().mean() > share
     assert difference.max() < 5e-3
 
 

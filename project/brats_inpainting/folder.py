@@ -162,13 +162,13 @@ class Run:
 
     def _foretell(self, stack: Stack) -> None:
         """Say how long a case will take on a CPU, and what would be faster: one pass over one batch is timed."""
-        network, device, size = self.inpainter.weights.network, self.inpainter.device, self.inpainter.batch_size
-        if device.type != "cpu":
+        if self.inpainter.device.type != "cpu":
             return
-        x_NCV = torch.zeros(size, network.config.in_channels, *stack.windows[0].shape)
+        size, channels = self.inpainter.batch_size, self.inpainter.weights.network.config.in_channels
+        x_NCV = torch.zeros(size, channels, *stack.windows[0].shape)
         started = time.perf_counter()
         with torch.inference_mode():
-            network(x_NCV, torch.zeros(1))
+            self.inpainter.network_pass(x_NCV, torch.zeros(1))
         seconds, passes = time.perf_counter() - started, self.inpainter.sampling.passes
         batches = -(-stack.missing // size)  # the last one is filled up
         log.info(

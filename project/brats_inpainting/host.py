@@ -33,19 +33,23 @@ def settle() -> None:
 
 def keep_memory() -> bool:
     """Tell glibc to keep freed memory for the next request; return whether this C library can be told."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
-        return False
+    mallopt = _of_glibc("mallopt")
     limits = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**28}
-    return all(mallopt(name, value) == 1 for name, value in limits.items())
+    return mallopt is not None and all(mallopt(name, value) == 1 for name, value in limits.items())
 
 
 def return_memory() -> None:
     """Give the memory that glibc keeps back to the system: larger blocks than before do not fit into its pieces."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim:
+    if trim := _of_glibc("malloc_trim"):
         trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """Return a function of glibc's, ``None`` where another C library is in its place: musl, macOS, Windows."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None
 
 
 _muting = threading.Lock()

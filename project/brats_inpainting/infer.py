@@ -311,7 +311,7 @@ class Inpainter:
             return self._on_device(_padded([self._draw(task, seed, step) for task in batch], size))
 
         denoise = Denoiser(
-            self._network,
+            self.network_pass,
             self._on_device(condition_NCV.contiguous(memory_format=MEMORY_FORMAT[unet.dims])),
             self._schedule,
             self.weights.diffusion,
@@ -330,8 +330,8 @@ class Inpainter:
         )
         return ((x0_N1V[: len(batch)] - low) / (high - low)).float().cpu().numpy()
 
-    def _network(self, x_NCV: Tensor, t_1: Tensor) -> Tensor:
-        """Pass a batch through the network, so that a window's bits do not depend on its place in the batch.
+    def network_pass(self, x_NCV: Tensor, t_1: Tensor) -> Tensor:
+        """Pass a batch through the network at one timestep; a window's bits do not depend on its place in the batch.
 
         Where a CPU's threads would share windows out in parts, which sums in other orders, one window goes at a time.
         """

@@ -47,9 +47,9 @@ def most_voxels(unet: UNetConfig, device: torch.device, limit: int | None = None
 
 
 def short(unet: UNetConfig, voxels: int) -> bool:
-    """Tell whether what is free now is not enough for a pass over a box of so many voxels."""
+    """Tell whether what is free now is not enough for a pass over a window of so many voxels."""
     available = free()
-    return available is not None and available < BESIDE[3] + voxels * _voxel_bytes(unet)
+    return available is not None and available < _needed(unet, voxels)
 
 
 def refuse_too_little(unet: UNetConfig, window: int) -> None:
@@ -62,13 +62,18 @@ def refuse_too_little(unet: UNetConfig, window: int) -> None:
     Raises:
         ConfigError: saying how much is needed, and how much is free.
     """
-    needed, available = BESIDE[unet.dims] + window**unet.dims * _voxel_bytes(unet), free()
+    needed, available = _needed(unet, window**unet.dims), free()
     if available is not None and available < needed:
         lighter = " or take --weights small-2, which needs less." if unet.dims == 3 else "."
         raise ConfigError(
             f"{available / 1e9:.2f} GB of memory are free, but a window of {window} voxels a side needs"
             f" {needed / 1e9:.2f} GB\n  Give the process more (docker run --memory 4g){lighter}"
         )
+
+
+def _needed(unet: UNetConfig, voxels: int) -> float:
+    """Return the bytes of a float32 pass over a window of so many voxels, or pixels, with all that is beside it."""
+    return BESIDE[unet.dims] + voxels * _voxel_bytes(unet)
 
 
 def _voxel_bytes(unet: UNetConfig) -> float:

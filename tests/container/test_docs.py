@@ -27,14 +27,12 @@ BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / "container
 
 
 @pytest.fixture(scope="module")
-def place(complete, paper_weights, tmp_path_factory):
-    """A copy of the project, beside it what the page speaks of: cases of one slice, their truth, and weights."""
+def place(complete, tmp_path_factory):
+    """A copy of the project, beside it what the page speaks of: cases of one slice, and their truth."""
     folder = copy_of_the_project(tmp_path_factory.mktemp("docs") / "project")
     (folder / ".venv").symlink_to(ROOT / ".venv")
     (folder / "wheelhouse").mkdir()
     shutil.copytree(WHEELHOUSE, folder / "wheelhouse" / "cpu")
-    (folder / "weights").mkdir()
-    shutil.copy(paper_weights, folder / "weights")
     for case_id in IDS:
         (folder / "cases" / case_id).mkdir(parents=True)
         shutil.copytree(complete / case_id, folder / "truth" / case_id)
