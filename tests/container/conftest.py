@@ -113,6 +113,15 @@ def nothing_is_left_in_the_engine():
         yield
 
 
+@pytest.fixture(scope="session")
+def downloads():
+    """The folder that the package brats creates in itself: root installed the package here, its user must own that."""
+    where = run(CLIENTS / "python", "-c", "from brats import constants; print(constants.ADDITIONAL_FILES_FOLDER)")
+    folder = Path(where.strip())
+    folder.mkdir(exist_ok=True)
+    return given_to_the_user(folder)
+
+
 @pytest.fixture
 def tmp_path(tmp_path):
     """A folder of the ordinary user's."""

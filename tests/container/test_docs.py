@@ -53,6 +53,7 @@ def test_the_page_has_blocks_for_every_client():
     )
 
 
+@pytest.mark.usefixtures("downloads")
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_the_block_does_what_it_says(number, place):
     language, block = BLOCKS[number][0], BLOCKS[number][1].replace(RELEASE, IMAGE)

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -28,13 +27,7 @@ from .conftest import (
 ORCHESTRATE = (CLIENTS / "python", ROOT / "tests/container/orchestrate.py")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def downloads():
-    """The folder in the package that its user must be able to write."""
-    where = run(CLIENTS / "python", "-c", "from brats import constants; print(constants.ADDITIONAL_FILES_FOLDER)")
-    folder = Path(where.strip())
-    folder.mkdir(exist_ok=True)
-    return given_to_the_user(folder)
+pytestmark = pytest.mark.usefixtures("downloads")
 
 
 @pytest.mark.parametrize("year", [2023, 2025])
