@@ -32,10 +32,11 @@ LABEL org.opencontainers.image.title="brats-inpainting" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT"
 
-# Any uid that the client chooses has a name, a home, and caches that can be written.
+# Any uid that the client chooses has a name, a home, and caches that can be written. GOMP_… and MALLOC_…: runtime.py.
 ENV PATH=/opt/venv/bin:$PATH USER=inpainting HOME=/tmp XDG_CACHE_HOME=/tmp/.cache MPLCONFIGDIR=/tmp/.matplotlib \
     TORCHINDUCTOR_CACHE_DIR=/tmp/.inductor TRITON_CACHE_DIR=/tmp/.triton \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    GOMP_SPINCOUNT=1000 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=268435456 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     BRATS_INPAINTING_FOLDERS=/input:/output BRATS_INPAINTING_OVERWRITE=1 BRATS_INPAINTING_TRAIN_RESUME=1
 

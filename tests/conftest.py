@@ -1,6 +1,7 @@
 """Small brains, small networks, and cases on disk."""
 
 import logging
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 
 from brats_inpainting.config import DiffusionConfig, SamplingConfig, UNetConfig
 from brats_inpainting.data import cases, volume
+from brats_inpainting.data.nifti import LPS
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
-from brats_inpainting.infer import LPS, Inpainter
+from brats_inpainting.inpainter import Inpainter
+from brats_inpainting.plan import Plan
 
 TINY = UNetConfig(width=32, multipliers=(1,), blocks=1, attention_at=(), out_channels=2)
 TINY_3D = TINY.model_copy(update={"dims": 3, "patch": 2, "position": True, "in_channels": 6, "out_channels": 1})
@@ -68,7 +71,12 @@ def inpainter(network=None, *, batch_size=4, window=32, **sampling):
     """An inpainter around a tiny network, two DDIM steps unless told otherwise."""
     settings = {"sampler": "ddim", "steps": 2} | sampling
     loaded = weights(network or tiny_network(), prediction="x0", window=window)
-    return Inpainter(loaded, SamplingConfig(**settings), torch.device("cpu"), batch_size)
+    return Inpainter(loaded, SamplingConfig(**settings), Plan(torch.device("cpu"), batch_size=batch_size))
+
+
+def planned(machine, **changes):
+    """The same inpainter with another plan."""
+    return replace(machine, plan=replace(machine.plan, **changes))
 
 
 def write_case(folder, case_id, *, shape=(64, 64, 12), mask=None, seed=0):

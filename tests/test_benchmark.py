@@ -132,7 +132,7 @@ def test_memory_that_was_freed_is_used_again():
 
 
 def test_what_the_environment_says_is_left_alone():
-    settled = "import os; from brats_inpainting import host; host.settle(); print(os.environ['GOMP_SPINCOUNT'])"
+    settled = "import os; from brats_inpainting import runtime; runtime.settle(); print(os.environ['GOMP_SPINCOUNT'])"
     environment = os.environ | {"GOMP_SPINCOUNT": "7"}
     done = subprocess.run([sys.executable, "-c", settled], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "7\n"

@@ -190,11 +190,40 @@ def test_an_empty_mask_copies_the_scan(infer, data, tmp_path):
 
 
 def test_what_a_killed_run_left_behind_is_removed(infer, tmp_path):
-    (tmp_path / "out").mkdir()
-    for name in (NAMES[0], f"0a1b2c3d-{NAMES[0]}", f"0a1b2c3d-{NAMES[0]}.part"):  # of earlier versions, and of this one
-        (tmp_path / "out" / f".partial-{name}").write_bytes(b"half")
+    left = tmp_path / "out" / ".partial-0a1b2c3d"
+    left.mkdir(parents=True)
+    for name in ("lock", "unfinished.part"):
+        (left / name).write_bytes(b"half")
     assert infer() == 0
     assert outputs(tmp_path) == NAMES
+
+
+def test_check_takes_a_single_pair_too(data, capfd):
+    image, mask = (data / IDS[0] / f"{IDS[0]}-{kind}.nii.gz" for kind in ("t1n-voided", "mask"))
+    assert run("check", "--image", image, "--mask", mask) == 0
+    assert "1 of 1 cases can be filled" in capfd.readouterr().out
+    assert run("check", "--image", image) == 2
+    assert "--mask missing" in capfd.readouterr().err
+    assert run("check") == 2
+    mask.write_bytes(b"nonsense")
+    assert run("check", "--image", image, "--mask", mask) == 3
+
+
+def test_a_baseline_resumes_and_reads_datasets(data, tmp_path, capfd):
+    words = ("baseline", "--method", "mean", "--data-path", data, "--output-path", tmp_path / "out")
+    assert run(*words, "--report-path", tmp_path / "report") == 0
+    assert run(*words) == 2
+    (tmp_path / "out" / NAMES[0]).unlink()
+    assert run(*words, "--report-path", tmp_path / "report", "--resume") == 0
+    assert "1 finished cases kept, 1 to do" in capfd.readouterr().err
+    other = tmp_path / "dataset"
+    anat = other / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    (other / "dataset_description.json").write_text("{}")
+    for kind, name in (("t1n-voided", "T1w"), ("mask", "label-lesion_mask")):
+        (anat / f"sub-01_{name}.nii.gz").write_bytes((data / IDS[0] / f"{IDS[0]}-{kind}.nii.gz").read_bytes())
+    assert run("baseline", "--method", "mean", "--data-path", other, "--output-path", tmp_path / "derivative") == 0
+    assert (tmp_path / "derivative" / "sub-01" / "anat" / "sub-01_desc-inpainted_T1w.nii.gz").exists()
 
 
 def test_check_lists_every_problem_of_every_case(data, capfd):

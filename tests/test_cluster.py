@@ -15,13 +15,16 @@ from pathlib import Path
 import distributed
 import psutil
 import pytest
+import torch
 
 from brats_inpainting import cluster
 from brats_inpainting.data import cases
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import ConfigError
-from brats_inpainting.folder import Run
-from brats_inpainting.infer import Inpainter
+from brats_inpainting.fill import Options, fill_case, fill_folder
+from brats_inpainting.inpainter import Inpainter
+from brats_inpainting.layouts import CaseFolder
+from brats_inpainting.plan import Plan
 
 from .conftest import write_cases
 
@@ -129,21 +132,23 @@ def root(tmp_path, tiny_weights):
 
 
 def test_paths_are_those_of_the_client_wherever_a_worker_was_started(root, client, monkeypatch):
+    def from_elsewhere(case, target, order):
+        assert all(path.is_absolute() for path in (case.image, case.mask, target, order.options.report_path))
+        return _fill(case, target, order)
+
+    _fill = cluster._fill
+    monkeypatch.setattr(cluster, "_fill", from_elsewhere)
     monkeypatch.chdir(root)
-    jobs = {Path("out") / cases.output_name(case.id): case for case in cases.find(Path("data"))}
     loading = {"weights": Path("tiny.safetensors"), "device": "cpu", "batch_size": 2}
-    run = Run(Inpainter.load(**loading), jobs, report_path=Path("report"), quiet=True)
-    with cluster.crew(client.scheduler.address, run, loading) as fill:
-        monkeypatch.chdir("/")
-        run.start("error")
-        fill()
+    machine, options = Inpainter.load(**loading), Options(report_path=Path("report"))
+    with cluster.crew(client.scheduler.address, loading) as crew:
+        record = fill_folder(machine, CaseFolder(Path("data")), Path("out"), options=options, crew=crew, quiet=True)
     assert not [name for name in next(iter(client.cluster.workers.values())).plugins if len(name) == 32]  # let go
-    assert not run.failed
-    alone = Run(Inpainter.load(**loading | {"weights": root / "tiny.safetensors"}), {})  # a batch has one thread, too
+    assert not record.failed
     for number, case in enumerate(cases.find(root / "data")):
         assert case.id == f"case-{number}"
         target = root / cases.output_name(case.id)
-        alone.fill(case, target)
+        fill_case(machine, case, target, Options())
         assert target.read_bytes() == (root / "out" / target.name).read_bytes()
     assert set(noted(root / "report")) == {f"case-{number}" for number in range(6)}
 
@@ -307,14 +312,14 @@ def test_workers_of_a_machine_share_out_its_devices(client, loader):
         client.register_plugin(dataclasses.replace(loader, devices=["first", "second"]), name="first")
     client.register_plugin(dataclasses.replace(loader, devices=["cpu", "second"]), name="second")
     worker = next(iter(client.cluster.workers.values()))
-    assert worker.plugins["second"].inpainter.device.type == "cpu"
+    assert worker.plugins["second"].inpainter.plan.device.type == "cpu"
 
 
 def test_a_worker_has_as_many_batches_side_by_side_as_threads(client, loader, monkeypatch):
     worker = next(iter(client.cluster.workers.values()))
     monkeypatch.setattr(worker.state, "nthreads", 3)
     client.register_plugin(loader, name="threads")
-    assert worker.plugins["threads"].inpainter.side_by_side == 3
+    assert worker.plugins["threads"].inpainter.plan.concurrent == 3
 
 
 def test_a_worker_joined_unfit_passes_its_case_on_until_one_is_fit(root, client, loader, monkeypatch):
@@ -323,12 +328,12 @@ def test_a_worker_joined_unfit_passes_its_case_on_until_one_is_fit(root, client,
     monkeypatch.setattr(cluster, "LOOK_EVERY", 0.01)
     case = cases.find(root / "data")[0]
     alone, shared = root / "alone.nii.gz", root / "shared.nii.gz"
-    order = cluster.Order("this run", 2, None, "fp32", 3, keep_dtype=False, report_path=None)
+    order = cluster.Order("this run", Plan(torch.device("cpu"), batch_size=2), Options(seed=3))
     future = client.submit(cluster._fill, case, shared, order, pure=False)
     with pytest.raises(TimeoutError):
         future.result(timeout=0.5)
     assert not shared.exists()
     client.register_plugin(loader, name="this run")
     noted = future.result(timeout=60)
-    expected = Run(Inpainter.load(**loader.loading), {alone: case}, seed=3).fill(case, alone)
+    expected = fill_case(Inpainter.load(**loader.loading), case, alone, Options(seed=3))
     assert noted["sha256"] == expected["sha256"] == checkpoint.sha256(shared)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from brats_inpainting.config import PRESETS
-from brats_inpainting.infer import Inpainter
+from brats_inpainting.inpainter import Inpainter
 
 from .conftest import TINY, TINY_3D, brain, lesion, weights, write_case
 from .golden import network

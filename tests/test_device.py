@@ -9,7 +9,7 @@ import torch
 from brats_inpainting import device
 from brats_inpainting.config import UNetConfig
 from brats_inpainting.errors import ConfigError
-from brats_inpainting.infer import usual
+from brats_inpainting.plan import defaults
 
 CPU = torch.device("cpu")
 
@@ -119,6 +119,6 @@ def test_a_gpu_works_in_the_precision_that_it_is_made_for(machine, capability, e
 )
 def test_a_narrow_network_is_not_converted_where_float32_is_fast(machine, capability, width, expected):
     machine(capability=capability)
-    assert usual(torch.device("cuda:0"), UNetConfig(width=width)) == expected
-    assert usual(CPU, UNetConfig(width=width)) == (4, "fp32")
-    assert usual(torch.device("mps"), UNetConfig(width=width)) == (8, "fp32")
+    assert defaults(torch.device("cuda:0"), UNetConfig(width=width)) == expected
+    assert defaults(CPU, UNetConfig(width=width)) == (4, "fp32")
+    assert defaults(torch.device("mps"), UNetConfig(width=width)) == (8, "fp32")

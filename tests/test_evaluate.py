@@ -14,6 +14,8 @@ from brats_inpainting import baselines, evaluate, metrics, tables
 from brats_inpainting.data import cases, volume
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.evaluate import Row
+from brats_inpainting.fill import fill_folder
+from brats_inpainting.layouts import CaseFolder
 
 from .conftest import LPS, ball, brain, lesion, write_case
 
@@ -264,9 +266,15 @@ def framed(image_SHW, mask_SHW):
     return SimpleNamespace(image_SHW=image_SHW, mask_SHW=mask_SHW)
 
 
+def by_baseline(method, complete, *, output=None, **settings):
+    """Fill the cases without a network; return what failed."""
+    filler = baselines.Baseline(baselines.METHODS[method])
+    return fill_folder(filler, CaseFolder(complete / "data"), complete / (output or method), **settings).failed
+
+
 @pytest.mark.parametrize("method", baselines.METHODS)
 def test_every_baseline_fills_a_whole_folder_inside_the_masks_only(method, complete):
-    assert not baselines.fill_folder(method, complete / "data", complete / method)
+    assert not by_baseline(method, complete)
     for row in scored(complete, method)[0]:
         assert row.changed_outside == 0
         assert row.changed_inside > 0
@@ -279,9 +287,9 @@ def test_single_samples_average_to_the_result():
     image, mask = brain((40, 40, 6)), lesion((40, 40, 6))
     images = [nib.Nifti1Image(np.asarray(v, np.float32), LPS) for v in (image, mask)]
     scan = volume.prepare(cases.examine("x", *images, names=("image", "mask")))
-    stack = next(filler.fill([filler.stack(scan, keep=True)]))
-    result, std = filler.finish(stack)
-    samples = np.stack(list(filler.single_samples(stack)))
+    (stack,) = filler.fill([scan], keep=True)
+    filled = filler.finish(stack)
+    result, std, samples = filled.volume_XYZ, filled.std_XYZ, np.stack(list(filled.samples_XYZ))
     assert len(samples) == 3
     inside = mask & (samples.min(axis=0) > samples.min()) & (samples.max(axis=0) < samples.max())  # not clipped
     assert samples.mean(axis=0)[inside] == pytest.approx(result[inside], rel=1e-5)  # float32 sums
@@ -317,5 +325,5 @@ def test_a_slice_that_is_masked_completely_gets_the_mean():
 
 def test_a_baseline_does_not_overwrite_unasked(complete):
     with pytest.raises(ConfigError, match="--overwrite"):
-        baselines.fill_folder("mean", complete / "data", complete / "good")
-    assert not baselines.fill_folder("mean", complete / "data", complete / "good", overwrite=True)
+        by_baseline("mean", complete, output="good")
+    assert not by_baseline("mean", complete, output="good", existing="overwrite")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import nibabel as nib
 import pytest
 
-from brats_inpainting.data import volume
+from brats_inpainting import files
 from brats_inpainting.errors import ConfigError
 
 from .conftest import write_case, write_cases
@@ -115,7 +115,7 @@ def test_an_output_folder_of_somebody_else_is_refused_with_the_advice_for_a_cont
         with pytest.raises(
             ConfigError, match=r"no folder that can be written \(Permission denied\)[^$]*--user \$\(id -u\)"
         ):
-            volume.make_writable(tmp_path / "out")
+            files.make_writable(tmp_path / "out")
     finally:
         os.seteuid(0)
 

@@ -15,7 +15,7 @@ from brats_inpainting.config import BUNDLED_WEIGHTS
 from brats_inpainting.data import cases, volume
 from brats_inpainting.data.example import write_example
 from brats_inpainting.diffusion import checkpoint
-from brats_inpainting.infer import Inpainter
+from brats_inpainting.inpainter import Inpainter
 
 ROOT = Path(__file__).parents[1]
 

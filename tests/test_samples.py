@@ -38,8 +38,8 @@ def expected(task, *, step=0):
 def test_a_window_starts_from_the_noise_of_its_slices_and_its_sample_at_any_place_in_a_batch(dims, batch_size):
     scans = [scan_of(0, "a", SHAPE, radius=0.1), scan_of(1, "b", SHAPE, centre=(0.5, 0.5, 0.6))]
     machine = inpainter(Echo(dims), batch_size=batch_size, steps=1, samples=3, noise="independent")
-    stacks = [machine.stack(scan, keep=True) for scan in scans]
-    assert len(list(machine.fill(stacks, seed=5))) == 2
+    stacks = list(machine.fill(scans, seed=5, keep=True))
+    assert len(stacks) == 2
     for stack in stacks:
         assert len(stack.kept) == 3 * len(stack.windows)
         for task, sample_V in stack.kept:
@@ -49,9 +49,8 @@ def test_a_window_starts_from_the_noise_of_its_slices_and_its_sample_at_any_plac
 @DIMS
 def test_every_step_adds_a_draw_of_its_own(dims):
     network = Echo(dims, share=0)
-    machine = inpainter(network, batch_size=1, sampler="ddpm", steps=3, noise="independent")
-    stack = machine.stack(scan_of(0, "a", SHAPE, radius=0.05), keep=True)
-    list(machine.fill([stack], seed=5))
+    machine = inpainter(network, batch_size=1, sampler="ddpm", steps=3, samples=2, noise="independent")
+    (stack,) = machine.fill([scan_of(0, "a", SHAPE, radius=0.05)], seed=5, keep=True)
     for number, (task, _) in enumerate(stack.kept):
         draws = np.stack([expected(task, step=step).ravel() for step in range(3)], axis=1)
         for k, seen in enumerate(network.seen[3 * number : 3 * number + 3]):

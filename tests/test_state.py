@@ -9,9 +9,9 @@ from accelerate.state import AcceleratorState
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import cache
 from brats_inpainting.data.cache import Files
+from brats_inpainting.data.nifti import LPS
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import ConfigError
-from brats_inpainting.infer import LPS
 from brats_inpainting.state import FREE, State, export_state
 from brats_inpainting.train import train
 from brats_inpainting.validate import Validation

@@ -23,12 +23,12 @@ from brats_inpainting.config import BUNDLED, DiffusionConfig, SamplingConfig, Tr
 from brats_inpainting.data import cache, folds
 from brats_inpainting.data.augment import augment
 from brats_inpainting.data.dataset import Epoch
+from brats_inpainting.data.nifti import LPS
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.convolution import CONVOLUTION, MEMORY_FORMAT
 from brats_inpainting.diffusion.process import Schedule, predict
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import ConfigError, InpaintingError
-from brats_inpainting.infer import LPS
 from brats_inpainting.parameters import read_recipe
 from brats_inpainting.state import export_state
 from brats_inpainting.train import train

@@ -1,14 +1,21 @@
 """Fills lesions in brain MRI with plausible healthy tissue."""
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["Inpainter", "Inpainting"]
+_HOMES = {
+    "inpainter": ("Inpainter", "Inpainting"),
+    "fill": ("Options", "fill_folder"),
+    "filler": ("Filled", "Filler"),
+    "layouts": ("BidsDataset", "CaseFolder", "Layout", "Pair"),
+    "baselines": ("Baseline",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     """Import the Python interface when it is asked for, so that the command line starts without torch."""
-    if name in __all__:
-        from brats_inpainting import infer
-
-        return getattr(infer, name)
+    if name in _HOME:
+        return getattr(import_module(f"brats_inpainting.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from brats_inpainting import container
-from brats_inpainting.data import cases, volume, windows
+from brats_inpainting.config import BASELINES
+from brats_inpainting.data import windows
 from brats_inpainting.data.volume import Scan
-from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.data.windows import Stack
+from brats_inpainting.filler import Filled
+from brats_inpainting.progress import Watch
 
 LEVELS = 65535
 TELEA_RADIUS = 5  # voxels around a point that it is filled from
 MIDLINE_SEARCH = 24  # half voxels that the midline may lie from the middle of the brain
-
-log = logging.getLogger(__name__)
 
 
 def mean(scan: Scan) -> np.ndarray:
@@ -94,33 +95,34 @@ def _slice_by_slice(scan: Scan, fill: Callable[[np.ndarray, np.ndarray], np.ndar
     return filled_SHW
 
 
-METHODS: dict[str, Callable[[Scan], np.ndarray]] = {
-    "mean": mean,
-    "biharmonic": biharmonic,
-    "telea": telea,
-    "mirror": mirror,
-}
+METHODS: dict[str, Callable[[Scan], np.ndarray]] = {name: globals()[name] for name in BASELINES}
 
 
-def fill_folder(method: str, data_path: Path, output_path: Path, *, overwrite: bool = False) -> dict[str, str]:
-    """Fill every case of a folder; return the cases that failed, and why.
+@dataclass(frozen=True)
+class Baseline:
+    """A ``Filler`` without a network: any function of a scan that returns its frame filled, S × H × W in [0, 1]."""
 
-    Raises:
-        ConfigError: when an output exists and may not be overwritten.
-    """
-    volume.make_writable(output_path)
-    found = cases.find(data_path)
-    there = [output_path / cases.output_name(case.id) for case in found]
-    if not overwrite and (old := [path for path in there if path.exists()]):
-        raise ConfigError(f"{old[0]}: exists already\n  Say --overwrite, or give another folder.")
-    failed = {}
-    for case in found:
-        try:
-            scan = volume.prepare(cases.load(case))
-            filled_XYZ = scan.inside(METHODS[method](scan))
-            volume.save(volume.image_like(scan.loaded, filled_XYZ), output_path / cases.output_name(case.id))
-        except CaseError as error:
-            failed[case.id] = str(error)
-        else:
-            log.info("%s: filled", case.id)
-    return failed
+    method: Callable[[Scan], np.ndarray]
+    dilate: float = 0.0
+
+    def settings(self) -> dict[str, Any]:
+        """Return the method's name."""
+        return {"method": self.method.__name__, "dilate": self.dilate}
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing more."""
+        return {}
+
+    def fill(
+        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: Watch | None = None
+    ) -> Iterator[Stack]:
+        """Yield every scan; ``finish`` does the work."""
+        for scan in scans:
+            if progress:
+                progress.open(1)
+                progress.advance(1)
+            yield Stack(scan, (), samples=1)
+
+    def finish(self, stack: Stack) -> Filled:
+        """Fill a scan."""
+        return Filled(stack.scan, stack.scan.inside(self.method(stack.scan)))

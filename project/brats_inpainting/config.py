@@ -1,9 +1,14 @@
-"""Every setting of the software as a frozen, validated model: network, diffusion, sampling, training."""
+"""Every setting as a frozen, validated model, and the one list each of what can be chosen; without torch.
+
+A sampler is a row of ``SAMPLERS`` and the function of that name in ``diffusion/samplers.py``; a baseline is a row of
+``BASELINES`` and the function of that name in ``baselines.py``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +27,40 @@ FRAME = 224  # side of the paper's slices, §3.1
 FRAME_MULTIPLE = 32  # sides of enlarged frames and windows are multiples of this: five halvings come out even
 BUNDLED = {name: Path(__file__).parent / "weights" / f"{name}.safetensors" for name in ("volume-1", "small-2")}
 BUNDLED_WEIGHTS = BUNDLED["volume-1"]
+
+Spacing = Literal["even", "trailing", "log_snr"]
+
+
+class SamplerInfo(NamedTuple):
+    """Network passes of a sampler by its steps, and the spacing of timesteps that suits it."""
+
+    passes: Callable[[int], int]
+    spacing: Spacing
+
+
+SAMPLERS = {
+    "ddpm": SamplerInfo(lambda steps: steps, "even"),
+    "ddim": SamplerInfo(lambda steps: steps, "even"),
+    "dpmpp_2m": SamplerInfo(lambda steps: steps, "log_snr"),
+    "heun": SamplerInfo(lambda steps: 2 * steps - 1, "log_snr"),
+}
+NOISE_MODES = ("independent", "shared", "slerp")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # and the name of torch's type
+BASELINES = {"mean": None, "biharmonic": "skimage", "telea": "cv2", "mirror": None}  # and the package that they need
+
+
+def _one_of(names: Collection[str]) -> AfterValidator:
+    """Accept the names of a list only."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"Input should be {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+Precision = Annotated[str, _one_of(PRECISIONS)]
 
 
 class Settings(BaseModel):
@@ -101,11 +140,11 @@ class SamplingConfig(Settings):
     paper does (§3.3).
     """
 
-    sampler: Literal["ddpm", "ddim", "dpmpp_2m", "heun"] = "dpmpp_2m"
+    sampler: Annotated[str, _one_of(SAMPLERS)] = "dpmpp_2m"
     steps: PositiveInt = 2
-    spacing: Literal["sampler", "even", "trailing", "log_snr"] = "sampler"
+    spacing: Spacing | Literal["sampler"] = "sampler"
     samples: PositiveInt = 1
-    noise: Literal["independent", "shared", "slerp"] = "slerp"
+    noise: Annotated[str, _one_of(NOISE_MODES)] = "slerp"
     smoothing: Sigma | tuple[Sigma, Sigma, Sigma] = 1.075  # the paper's
     dilate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     replace: Literal["mask", "slices"] = "mask"
@@ -113,14 +152,12 @@ class SamplingConfig(Settings):
     @property
     def passes(self) -> int:
         """Network passes per slice and sample."""
-        return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+        return SAMPLERS[self.sampler].passes(self.steps)
 
     @property
-    def timesteps(self) -> Literal["even", "trailing", "log_snr"]:
-        """The spacing of the timesteps: evenly for the ancestral chain and DDIM, in log-SNR for the ODE solvers."""
-        if self.spacing != "sampler":
-            return self.spacing
-        return "even" if self.sampler in ("ddpm", "ddim") else "log_snr"
+    def timesteps(self) -> Spacing:
+        """The spacing of the timesteps."""
+        return SAMPLERS[self.sampler].spacing if self.spacing == "sampler" else self.spacing
 
 
 # By the dimensions of the weights: slice by slice, or the whole region at once.
@@ -229,7 +266,7 @@ class TrainConfig(Settings):
     weight_outside: float = Field(default=1.0, ge=0)
     ssim: float = Field(default=0.0, ge=0)
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     checkpointing: bool = False
     compile: bool = False
     workers: int = Field(default=0, ge=0)

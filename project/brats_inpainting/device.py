@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from typing import Literal
 
 import torch
 
+from brats_inpainting.config import PRECISIONS, Precision
 from brats_inpainting.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,7 +50,7 @@ def best_precision(device: torch.device) -> Precision:
 
 def autocast(kind: str, precision: Precision) -> torch.autocast:
     """Return the context in which a network runs in a precision on a kind of device: ``cpu``, ``cuda`` or ``mps``."""
-    return torch.autocast(kind, DTYPES[precision], enabled=precision != "fp32")
+    return torch.autocast(kind, getattr(torch, PRECISIONS[precision]), enabled=precision != "fp32")
 
 
 def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,9 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from rich.progress import track
 
-from brats_inpainting import container, metrics
+from brats_inpainting import container, files, metrics, record
 from brats_inpainting.data import cases, nifti, volume
 from brats_inpainting.data.cases import Case
-from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.host import cpus
 from brats_inpainting.progress import console
@@ -211,7 +209,7 @@ def examine(
     known = truth_needed or (metrics.can_score() and all(path and path.exists() for path in (truth, healthy)))
     facts = noted(case.id, fills, report_path)
     only = next(iter(fills.values())) if facts and len(fills) == 1 else None  # the picture of std names no model
-    std = report_path / named_after(only, "std") if report_path and only else None
+    std = report_path / files.sidecar_name(only, "std") if report_path and only else None
     exam = Exam(
         case.id,
         volume.in_lps(grid),
@@ -237,17 +235,9 @@ def noted(case_id: str, fills: Mapping[str, Path], report_path: Path | None) -> 
     """Return what infer's run.json says of the first model's fill, and the model, if infer wrote this very file."""
     if report_path is None or not fills:
         return {}
-    facts = record(report_path).get("cases", {}).get(case_id, {})
+    facts = record.read(report_path).get("cases", {}).get(case_id, {})
     model, path = next(iter(fills.items()))
-    return facts | {"model": model} if path.exists() and facts.get("sha256") == checkpoint.sha256(path) else {}
-
-
-def record(report_path: Path) -> dict[str, Any]:
-    """Return infer's run.json, or nothing where there is none that can be read."""
-    try:
-        return dict(json.loads((report_path / "run.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
+    return facts | {"model": model} if path.exists() and facts.get("sha256") == files.sha256(path) else {}
 
 
 def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
@@ -260,11 +250,6 @@ def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
             "  Give it the scan's shape and affine."
         )
     return volume.in_lps(image)
-
-
-def named_after(filled: Path, what: str) -> str:
-    """Return the name of a volume that explains a filled scan, in the report's folder."""
-    return filled.name.replace(".nii", f"-{what}.nii")
 
 
 def beside(case: Case, kind: str) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from brats_inpainting import pictures
 from brats_inpainting.config import TrainConfig
-from brats_inpainting.data.volume import whole_or_not_at_all
+from brats_inpainting.files import atomic_write
 from brats_inpainting.progress import duration
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ class Journal:
         """Go on after a step: what an interrupted run noted beyond it is dropped."""
         self.path = folder / "metrics.jsonl"
         kept = [row for row in self._rows() if row["step"] <= after]
-        with whole_or_not_at_all(self.path) as hidden:
-            hidden.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with atomic_write(self.path) as unfinished:
+            unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self.step, self.time = after, time.monotonic()
         self.board = _tensorboard(folder)
 

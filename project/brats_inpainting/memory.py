@@ -22,7 +22,7 @@ BESIDE = {2: 430 * 2**20, 3: 500 * 2**20}  # bytes by dimensions: scans, what li
 UNLIMITED = 2**60  # cgroup v1 writes a number beyond all memory where there is no limit
 
 
-def plan(unet: UNetConfig, most: int, limit: int | None = None) -> int:
+def batch_size(unet: UNetConfig, most: int, limit: int | None = None) -> int:
     """Return how many slices, 1 to ``most``, a network can take at a time in the memory that is free, or allowed."""
     available = min((size for size in (free(), limit) if size is not None), default=None)
     if available is None:
@@ -33,7 +33,7 @@ def plan(unet: UNetConfig, most: int, limit: int | None = None) -> int:
 def batches(unet: UNetConfig, size: int, most: int, limit: int | None = None) -> int:
     """Return how many batches of so many slices, 1 to ``most``, fit likewise; 1 where nothing tells what is free."""
     nothing_tells = free() is None and limit is None
-    return 1 if nothing_tells else max(1, plan(unet, size * most, limit) // size)
+    return 1 if nothing_tells else max(1, batch_size(unet, size * most, limit) // size)
 
 
 def most_voxels(unet: UNetConfig, device: torch.device, limit: int | None = None) -> int | None:
@@ -41,7 +41,7 @@ def most_voxels(unet: UNetConfig, device: torch.device, limit: int | None = None
     available = (
         torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free() if device.type == "cpu" else None
     )
-    known = [size for size in (available, limit) if size is not None]
+    known = [size for size in (available, limit if device.type == "cpu" else None) if size is not None]
     beside = BESIDE[3] if device.type == "cpu" else 0
     return max(0, int(SHARE * (min(known) - beside) / _voxel_bytes(unet))) if known else None
 

@@ -20,9 +20,9 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from brats_inpainting import container
-from brats_inpainting.data.volume import whole_or_not_at_all
-from brats_inpainting.evaluate import Exam, Row, record
+from brats_inpainting import container, record
+from brats_inpainting.evaluate import Exam, Row
+from brats_inpainting.files import atomic_write
 from brats_inpainting.host import muted
 from brats_inpainting.pictures import PLANES, Plane, white
 from brats_inpainting.tables import Grid, known_metrics
@@ -131,7 +131,7 @@ class Page:
         from jinja2 import Environment, PackageLoader
 
         known = next((section.facts for section in self.sections.values() if section.facts), {})
-        run = record(self.folder) if known else {}
+        run = record.read(self.folder) if known else {}
         rows = [row for section in self.sections.values() for row in section.rows]
         shown = known_metrics(rows)
         template = Environment(loader=PackageLoader("brats_inpainting"), autoescape=True).get_template(PAGE)
@@ -147,8 +147,8 @@ class Page:
             model=known.get("model", ""),
             images=self.images,
         )
-        with whole_or_not_at_all(self.folder / PAGE) as partial:
-            partial.write_text(text, encoding="utf-8")
+        with atomic_write(self.folder / PAGE) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
         return self.folder / PAGE
 
 

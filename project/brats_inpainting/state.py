@@ -13,11 +13,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from brats_inpainting import optimiser
 from brats_inpainting.config import DiffusionConfig, TrainConfig
-from brats_inpainting.data.volume import make_writable, whole_or_not_at_all
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import ConfigError, InpaintingError
+from brats_inpainting.files import atomic_write, make_writable
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +149,8 @@ class State:
             "config": self.config.model_dump_json(),
             "versions": {name: version(name) for name in ("brats-inpainting", "torch")},
         } | {name: getattr(self, name) for name in ("step", "epoch", "batch", "fold", "data")}
-        with whole_or_not_at_all(self.folder / "state" / f"{self.step:08d}.pt") as hidden:
-            torch.save(content, hidden)
+        with atomic_write(self.folder / "state" / f"{self.step:08d}.pt") as unfinished:
+            torch.save(content, unfinished)
         for old in sorted((self.folder / "state").glob("*.pt"))[: -self.config.keep]:
             old.unlink()
         if self.best == float("-inf"):  # nothing validated yet: the latest is the best that is known
@@ -172,8 +172,8 @@ class State:
         average.n_averaged += 1
 
     def _write_weights(self) -> None:
-        with whole_or_not_at_all(self.weights_path) as hidden:
-            export(self.averages[0].module.state_dict(), self.config, self.step, hidden, origin=self.origin)
+        with atomic_write(self.weights_path) as unfinished:
+            export(self.averages[0].module.state_dict(), self.config, self.step, unfinished, origin=self.origin)
 
     def _check(self, path: Path) -> None:
         ours = self.config.model_dump(mode="json") | {"fold": self.fold, "data": self.data}

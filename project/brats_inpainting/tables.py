@@ -14,8 +14,8 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
-from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.evaluate import Row
+from brats_inpainting.files import atomic_write
 
 
 class Metric(NamedTuple):
@@ -191,9 +191,9 @@ def write(rows: Sequence[Row], made: Sequence[Grid], folder: Path) -> None:
         "tex": "\n\n".join(grid.latex() for grid in made),
     }
     for kind, text in texts.items():
-        with whole_or_not_at_all(folder / f"scores.{kind}") as hidden:
-            hidden.write_text(text + "\n")
-    with whole_or_not_at_all(folder / "scores.csv") as hidden, hidden.open("w", newline="") as file:
+        with atomic_write(folder / f"scores.{kind}") as unfinished:
+            unfinished.write_text(text + "\n")
+    with atomic_write(folder / "scores.csv") as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, [column.name for column in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)

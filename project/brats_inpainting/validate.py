@@ -17,7 +17,8 @@ from brats_inpainting.data import volume
 from brats_inpainting.data.cache import Files
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.unet import UNet
-from brats_inpainting.infer import BATCH, Inpainter
+from brats_inpainting.inpainter import Inpainter
+from brats_inpainting.plan import BATCH, Plan
 from brats_inpainting.state import State
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class Validation:
         network = cast("UNet", state.averages[0].module)
         device = next(network.parameters()).device
         weights = Weights(network, state.config.diffusion, state.weights_path, "", ema=True)
-        inpainter = Inpainter(weights, state.config.validation, device, BATCH[network.config.dims][device.type])
+        plan = Plan(device, batch_size=BATCH[network.config.dims][device.type])
+        inpainter = Inpainter(weights, state.config.validation, plan)
         was_training = network.training
         network.eval()
         rows = [self._score(case, inpainter, self._picture(case, folder, state.step)) for case in self.files]

@@ -1,5 +1,5 @@
 """Measurements that are too long for a test: python -m tests.benchmarks.NAME, from the root of a clone."""
 
-from brats_inpainting import host
+from brats_inpainting import runtime
 
-host.settle()  # before any of them imports torch
+runtime.settle()  # before any of them imports torch

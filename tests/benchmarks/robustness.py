@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from brats_inpainting.infer import Inpainter
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brats_inpainting import metrics
 from brats_inpainting.data import cases
 from brats_inpainting.evaluate import examine
-from brats_inpainting.infer import Inpainter
 from brats_inpainting.pictures import white
 from tests.benchmarks import rows
 

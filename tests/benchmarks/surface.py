@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from brats_inpainting.infer import Inpainter
 
 from brats_inpainting import metrics
 from brats_inpainting.config import sampling
 from brats_inpainting.data import cases, volume
 from brats_inpainting.evaluate import examine
-from brats_inpainting.infer import Inpainter
 from tests.benchmarks import rows
 
 CASES = ("90041-000", "90052-001", "90065-001")  # their healthy masks fit into one window each

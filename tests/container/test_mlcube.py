@@ -17,7 +17,7 @@ import yaml
 from scipy import ndimage
 
 from brats_inpainting.data import cases, volume
-from brats_inpainting.infer import Inpainter
+from brats_inpainting.inpainter import Inpainter
 
 from .conftest import (
     AS_USER,
@@ -101,9 +101,8 @@ def test_the_papers_procedure_is_one_argument_away(mlcube, project, data, tmp_pa
     inpainter = Inpainter.load("small-2", preset="paper", steps=2, device="cpu")
     assert (inpainter.sampling.sampler, inpainter.sampling.noise) == ("ddpm", "independent")
     scan = volume.prepare(cases.load(cases.find(case.parent)[0]))
-    stack = inpainter.stack(scan)
+    (stack,) = inpainter.fill([scan])
     assert [type(window.place[0]) for window in stack.windows] == [int, int]
-    next(inpainter.fill([stack]))
     stacked_LPS = scan.frame.undo(stack.mean_SHW, scan.mask_XYZ.shape)
     smoothed_LPS = ndimage.gaussian_filter(stacked_LPS, 1.075).clip(0, 1)
     low, high = np.percentile(scan.voided_XYZ, (0.5, 99.5))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from brats_inpainting import files
 from brats_inpainting.data import bids, cases
 from brats_inpainting.errors import ConfigError
 
@@ -172,14 +173,14 @@ def test_what_cannot_be_described_is_told_and_what_is_there_already_is_left_alon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(bids, "whole_or_not_at_all", full)
+        disk.setattr(bids, "atomic_write", full)
         assert "No space left on device" in bids.describe({}, folder, out)[cases.BIDS]
         assert not list(out.iterdir())
     assert bids.describe({}, folder, out) == {}
     before = (out / cases.BIDS).stat()
     assert bids.describe({}, folder, out) == {}
     assert (out / cases.BIDS).stat() == before
-    assert not list(out.glob(f"{cases.HIDDEN}*"))
+    assert not list(out.glob(f"{files.TEMPORARY}*"))
 
 
 def test_other_commands_say_that_they_do_not_read_datasets(dataset):

@@ -8,8 +8,8 @@ import pytest
 
 from brats_inpainting.data import cases
 from brats_inpainting.data.cases import Case
+from brats_inpainting.data.nifti import LPS
 from brats_inpainting.errors import CaseError, ConfigError
-from brats_inpainting.infer import LPS
 
 from ..conftest import ball, brain, lesion, write_case
 

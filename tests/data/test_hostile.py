@@ -15,8 +15,8 @@ from nibabel.nifti1 import Nifti1Header
 
 from brats_inpainting.data import cases, nifti
 from brats_inpainting.data.cases import Case
+from brats_inpainting.data.nifti import LPS
 from brats_inpainting.errors import CaseError, ConfigError
-from brats_inpainting.infer import LPS
 
 from ..conftest import brain, lesion, write_case
 

@@ -8,8 +8,8 @@ import pytest
 
 from brats_inpainting.config import DiffusionConfig, UNetConfig
 from brats_inpainting.data import cases, volume, windows
+from brats_inpainting.data.nifti import LPS
 from brats_inpainting.data.windows import Stack, Window, Windowing
-from brats_inpainting.infer import LPS
 
 from ..conftest import ball, brain, lesion
 

@@ -10,14 +10,15 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
 import torch
 
-from brats_inpainting import host
-from brats_inpainting.data import cases
-from brats_inpainting.folder import Run
+from brats_inpainting import fill, runtime
+from brats_inpainting.fill import Options
+from brats_inpainting.layouts import CaseFolder
 
 from ..conftest import inpainter, lesion, write_case
 
@@ -25,21 +26,15 @@ SMALL, LARGE = (48, 48, 8), (240, 240, 155)  # one in twenty is as large as BraT
 BAD = 10  # every so many
 
 
-class Watched(Run):
-    """A run that notes its memory and open files whenever a case ends."""
+def noting(notes, function):
+    """Return the function, which then notes this process's memory in MB and its open files."""
 
-    def _deliver(self, *args):
-        super()._deliver(*args)
-        self.note()
-
-    def fail(self, *args):
-        super().fail(*args)
-        self.note()
-
-    def note(self):
-        """Look at what the kernel says of this process."""
+    def call(*args):
+        function(*args)
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-        self.__dict__.setdefault("notes", []).append((resident, len(list(Path("/proc/self/fd").iterdir()))))
+        notes.append((resident, len(list(Path("/proc/self/fd").iterdir()))))
+
+    return call
 
 
 def spoil(folder, number):
@@ -50,7 +45,7 @@ def spoil(folder, number):
 
 
 def run(count, folder):
-    """Fill the cases; return the run and the memory's slope in MB per 100 cases."""
+    """Fill the cases; return the record, the notes after each, and the memory's slope in MB per 100 cases."""
     for number in range(count):
         shape, radius = (SMALL, 0.15) if number % 20 else (LARGE, 0.03)
         mask = lesion(shape, radius=radius)
@@ -58,30 +53,30 @@ def run(count, folder):
         if number % BAD == BAD // 2:
             spoil(case, number // BAD)
     out = folder / "out"
-    jobs = {out / cases.output_name(case.id): case for case in cases.find(folder / "data")}
-    work = Watched(inpainter(), jobs, report_path=folder / "report", quiet=True)
-    work.start("error")
-    work.go()
-    assert len(work.failed) == count // BAD
+    layout, options, notes = CaseFolder(folder / "data"), Options(report_path=folder / "report"), []
+    patched = {name: noting(notes, getattr(fill, name)) for name in ("report_done", "report_failed")}
+    with mock.patch.multiple(fill, **patched):
+        record = fill.fill_folder(inpainter(), layout, out, options=options, quiet=True)
+    assert len(record.failed) == count // BAD
     assert len(list(out.iterdir())) == count - count // BAD
-    for target, case in jobs.items():
-        if case.id not in work.failed:
+    for target, case in layout.jobs(out).items():
+        if case.id not in record.failed:
             given, made, mask = (nib.load(path).get_fdata() for path in (case.image, target, case.mask))
             assert (given == made)[mask == 0].all()
             assert np.isfinite(made).all()
             assert made[mask > 0].any()
-    resident = np.array([note[0] for note in work.notes])[len(work.notes) // 2 :]
-    return work, 100 * np.polyfit(np.arange(len(resident)), resident, 1)[0]
+    resident = np.array([note[0] for note in notes])[len(notes) // 2 :]
+    return record, notes, 100 * np.polyfit(np.arange(len(resident)), resident, 1)[0]
 
 
 def main():
-    host.settle()  # as the command line does
+    runtime.settle()  # as the command line does
     torch.set_num_threads(1)
     count = int(sys.argv[1]) if sys.argv[1:] else 200
     with tempfile.TemporaryDirectory() as folder:
-        work, slope = run(count, Path(folder))
-    memory, files = zip(*work.notes, strict=True)
-    print(f"{count} cases, {len(work.failed)} bad and refused, {count - len(work.failed)} right results")
+        record, notes, slope = run(count, Path(folder))
+    memory, files = zip(*notes, strict=True)
+    print(f"{count} cases, {len(record.failed)} bad and refused, {count - len(record.failed)} right results")
     print(
         f"memory {memory[count // 2]:.0f} MB after half, {memory[-1]:.0f} MB at the end, {slope:+.2f} MB per 100 cases"
     )

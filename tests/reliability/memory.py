@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from brats_inpainting import host
+from brats_inpainting import runtime
 from brats_inpainting.benchmark.subject import peak_bytes
 from brats_inpainting.config import BUNDLED, FRAME, UNetConfig
 from brats_inpainting.diffusion import checkpoint
@@ -24,7 +24,7 @@ def peak():
 
 @torch.inference_mode()
 def main():
-    host.settle()  # as the command line does
+    runtime.settle()  # as the command line does
     name, size = sys.argv[1], int(sys.argv[2])
     network = UNet(UNetConfig()) if name == "paper" else checkpoint.load(BUNDLED[name]).network
     unet = network.config

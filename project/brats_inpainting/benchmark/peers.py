@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brats_inpainting import host
+from brats_inpainting import runtime
 from brats_inpainting.benchmark import subject as subjects
 from brats_inpainting.benchmark.reference import Reference
 from brats_inpainting.benchmark.subject import TIMESTEP, Subject, peak_bytes
@@ -146,7 +146,7 @@ def _prepare(name: str, subject: Subject) -> None:
     """Build a peer in its own process, and give it what it works on in the layout that it likes."""
     kind, ours = PEERS[name], name.startswith("ours")
     if kind.keeps_memory:
-        host.settle()
+        runtime.settle()
     subject = replace(subject, precision=kind.precision or subject.precision)
     network = kind.build(subject).eval().requires_grad_(requires_grad=False).to(subject.device)
     x_NCV = subject.input_NCV() if ours else subject.input_NCV().contiguous()

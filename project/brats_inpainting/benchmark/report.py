@@ -14,7 +14,7 @@ from brats_inpainting.benchmark.passes import Pass
 from brats_inpainting.benchmark.peers import Peer
 from brats_inpainting.benchmark.run import Results
 from brats_inpainting.config import Settings
-from brats_inpainting.data.volume import whole_or_not_at_all
+from brats_inpainting.files import atomic_write
 from brats_inpainting.progress import duration
 from brats_inpainting.tables import Grid
 
@@ -49,8 +49,8 @@ def write(results: Results, folder: Path) -> list[Path]:
     numbers = json.dumps(asdict(results), indent=1, default=Settings.model_dump)
     tables = "\n\n".join(grid.markdown() for grid in grids(results))
     for path, text in zip(written, (numbers, tables), strict=True):
-        with whole_or_not_at_all(path) as hidden:
-            hidden.write_text(text + "\n")
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(text + "\n")
     if results.passes and results.ceilings and pictures.can_draw():
         roofline(results, folder / "roofline.png")
         written.append(folder / "roofline.png")

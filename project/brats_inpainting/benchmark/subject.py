@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brats_inpainting import host
+from brats_inpainting import runtime
 from brats_inpainting.config import BUNDLED, FRAME, DiffusionConfig, UNetConfig
 from brats_inpainting.device import Precision
 from brats_inpainting.diffusion import checkpoint
@@ -105,7 +105,7 @@ def peak_bytes(device: str) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def process(prepare: Callable[..., None] = host.settle, *args: Any) -> ProcessPoolExecutor:
+def process(prepare: Callable[..., None] = runtime.settle, *args: Any) -> ProcessPoolExecutor:
     """Return a fresh process that does one thing at a time; its peak of memory is its own."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, mp_context=context, initializer=prepare, initargs=args)

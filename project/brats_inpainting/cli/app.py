@@ -7,7 +7,7 @@ import io
 import logging
 import signal
 import sys
-from enum import StrEnum
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -15,7 +15,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from brats_inpainting import host
+from brats_inpainting import runtime
+from brats_inpainting.config import PRECISIONS
 from brats_inpainting.container import offers
 from brats_inpainting.errors import InpaintingError
 from brats_inpainting.progress import console
@@ -34,7 +35,6 @@ out = Console(highlight=False, soft_wrap=True, markup=False)
 wide = Console(highlight=False, markup=False, width=250)  # a narrow terminal wraps tables, and a file keeps them whole
 
 LOUDNESS = ("-v", "--verbose", "-q", "--quiet")
-PrecisionName = StrEnum("PrecisionName", ["auto", "fp32", "bf16", "fp16"])
 
 
 def option(name: str, text: str, *aliases: str, **settings: Any) -> Any:
@@ -42,6 +42,25 @@ def option(name: str, text: str, *aliases: str, **settings: Any) -> Any:
     return typer.Option(f"--{name}", *aliases, help=text, **settings)
 
 
+def choice(names: Collection[str], shown: Collection[str] = ()) -> dict[str, Any]:
+    """Return the settings of an option that takes one of some names; ``shown`` are those that help lists."""
+
+    def parse(given: str) -> str:
+        if given not in names:
+            raise typer.BadParameter(f"{given!r} is not one of {', '.join(shown or names)}.")
+        return given
+
+    return {"parser": parse, "metavar": f"[{'|'.join(shown or names)}]"}
+
+
+PrecisionName = Annotated[
+    str,
+    option(
+        "precision",
+        "Of the network; auto is fp32 on a CPU, on a GPU by network and GPU.",
+        **choice(["auto", *PRECISIONS]),
+    ),
+]
 DataPath = Annotated[Path, option("data-path", "Folder with one sub-folder per case.")]
 OutputPath = Annotated[Path, option("output-path", "Folder that receives the results.")]
 Predictions = Annotated[
@@ -110,7 +129,7 @@ def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
 
 def main(args: list[str] | None = None) -> None:
     """Run the app; turn every outcome into its exit code and a message that says what to do."""
-    host.settle()
+    runtime.settle()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,12 +1,10 @@
-"""The commands that fill: infer, check, example."""
+"""The commands that fill: infer, baseline, check, example."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from enum import StrEnum
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,28 +15,32 @@ from brats_inpainting.cli.app import (
     PrecisionName,
     WeightsFile,
     app,
+    choice,
     finish,
     log,
     option,
     out,
     quiet,
 )
-from brats_inpainting.config import DEFAULT_PRESET, PRESETS, weights_path
+from brats_inpainting.config import BASELINES, DEFAULT_PRESET, NOISE_MODES, PRESETS, SAMPLERS, weights_path
 from brats_inpainting.container import offers
 from brats_inpainting.errors import CaseError, ConfigError
 
 if TYPE_CHECKING:
-    from brats_inpainting.data.cases import Case
-    from brats_inpainting.folder import Run
+    from brats_inpainting.fill import Existing
+    from brats_inpainting.layouts import Layout
+    from brats_inpainting.parameters import Parameters
 
-PRESET_NAMES = ", ".join(PRESETS)
-SamplerName = StrEnum("SamplerName", ["ddpm", "ddim", "dpmpp_2m", "heun"])
-NoiseMode = StrEnum("NoiseMode", ["independent", "shared", "slerp"])
 CASES = "Folder with one sub-folder per case, or a BIDS dataset."
+Image = Annotated[Path | None, option("image", "A single T1, instead of --data-path.")]
+Mask = Annotated[Path | None, option("mask", "Its mask.")]
 Participants = Annotated[
     list[str] | None,
     option("participant-label", "Fill only this participant of a BIDS dataset; repeat, or use commas."),
 ]
+Resume = Annotated[bool, option("resume", "Keep finished outputs, make the others; wins over --overwrite.")]
+Overwrite = Annotated[bool, option("overwrite", "Replace existing outputs.", envvar="BRATS_INPAINTING_OVERWRITE")]
+INSTALLED = [name for name, package in BASELINES.items() if package is None or offers(package)]
 
 
 @app.command()
@@ -57,13 +59,13 @@ def infer(
         Path | None, option("additional-files-path", "Folder that may hold the weights file, as MedPerf mounts it.")
     ] = None,
     parameters_file: Annotated[Path | None, option("parameters-file", "YAML: our names or guided-diffusion's.")] = None,
-    preset: Annotated[str | None, option("preset", f"{PRESET_NAMES}. Default: {DEFAULT_PRESET}.")] = None,
-    sampler: Annotated[SamplerName | None, option("sampler", "Instead of the preset's.")] = None,
+    preset: Annotated[str | None, option("preset", f"{', '.join(PRESETS)}. Default: {DEFAULT_PRESET}.")] = None,
+    sampler: Annotated[str | None, option("sampler", "Instead of the preset's.", **choice(SAMPLERS))] = None,
     steps: Annotated[int | None, option("steps", "Sampler steps, instead of the preset's.", min=1)] = None,
     samples: Annotated[
         int | None, option("samples", "Average K samples; their spread goes to --report-path.", min=1)
     ] = None,
-    noise: Annotated[NoiseMode | None, option("noise", "How slices share noise along z.")] = None,
+    noise: Annotated[str | None, option("noise", "How slices share noise along z.", **choice(NOISE_MODES))] = None,
     smoothing: Annotated[
         str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; or one each for x, y and z: 0,0,1.075.")
     ] = None,
@@ -71,10 +73,7 @@ def infer(
     seed: Annotated[int | None, option("seed", "Same seed, same result. Default: 0.", min=0)] = None,
     device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
     batch_size: Annotated[str, option("batch-size", "Windows per network pass: auto or a number.")] = "auto",
-    precision: Annotated[
-        PrecisionName,
-        option("precision", "Of the network; auto is fp32 on a CPU, on a GPU by network and GPU."),
-    ] = PrecisionName.auto,
+    precision: PrecisionName = "auto",
     resume: Annotated[bool, option("resume", "Keep finished outputs, make the others; wins over --overwrite.")] = False,
     overwrite: Annotated[
         bool, option("overwrite", "Make existing outputs anew.", envvar="BRATS_INPAINTING_OVERWRITE")
@@ -98,7 +97,7 @@ def infer(
         folders := os.environ.get("BRATS_INPAINTING_FOLDERS")
     ):
         data_path, output_path = map(Path, folders.split(":"))  # the container's /input and /output
-    jobs = _jobs(data_path, output_path, image, mask, output, participants=participant_label or [])
+    layout, target = _given(data_path, output_path, image, mask, output, participants=participant_label or [])
     pages.keep_apart(report_path, output_path)
     from brats_inpainting import parameters
 
@@ -107,7 +106,7 @@ def infer(
         log.info("%s: %s", parameters_file, said)
     if said.all_steps and not (preset or sampler or steps):
         preset, steps = "paper", said.all_steps
-    flags = {
+    overrides = {
         "sampler": sampler,
         "steps": steps,
         "samples": samples,
@@ -115,62 +114,92 @@ def infer(
         "smoothing": None if smoothing is None else _sigma(smoothing),
         "dilate": dilate,
     }
-    from brats_inpainting.data import bids, cases
     from brats_inpainting.diffusion import checkpoint
-    from brats_inpainting.folder import Run
-    from brats_inpainting.infer import Inpainter
+    from brats_inpainting.fill import Options, fill_folder
+    from brats_inpainting.inpainter import Inpainter
 
     preset = preset or said.preset or DEFAULT_PRESET
     given = weights or (additional_files_path and checkpoint.find(additional_files_path))
-    described = Path("small-2") if said.unet else None  # a file that describes a network means a slice-wise one
     loading: dict[str, Any] = {
-        "weights": weights_path(given or described, preset),
+        "weights": weights_path(given or _described_network(said), preset),
         "preset": preset,
         "device": device or said.device or "auto",
         "batch_size": _whole_number(batch_size),
         "at_most": said.batch_size,
-        "precision": precision.value,
+        "precision": precision,
         "unet": said.unet,
         "diffusion": said.diffusion,
-        **said.sampling | {name: value for name, value in flags.items() if value is not None},
+        **said.sampling | {name: value for name, value in overrides.items() if value is not None},
     }
     inpainter = Inpainter.load(**loading | ({"device": "cpu"} if cluster else {}))
-    run = Run(
-        inpainter,
-        jobs,
-        seed=(said.seed or 0) if seed is None else seed,
-        keep_dtype=keep_dtype,
-        report_path=report_path,
+    options = Options((said.seed or 0) if seed is None else seed, keep_dtype, report_path)
+    how = inpainter.sampling
+    if how.samples > 1 and not report_path:
+        log.warning("single samples and their uncertainty map are not kept; --report-path gives a folder for them")
+    log.info("weights %s", inpainter.weights)
+    log.debug("SHA-256 %s", inpainter.weights.sha256)
+    chosen = preset, how.steps, how.sampler, how.samples, how.noise, how.smoothing, options.seed
+    log.info("preset %s: %d steps of %s, %d sample(s), %s noise, filter %s, seed %d", *chosen)
+    log.debug("%s", how)
+    with _crew(cluster, loading) as crew:
+        if not crew:
+            log.info("%s", inpainter.plan)
+        existing = _existing(resume=resume, overwrite=overwrite)
+        record = fill_folder(inpainter, layout, target, options=options, existing=existing, crew=crew, quiet=quiet())
+    if report_path:
+        fills = {case: {"filled": path} for path, case in layout.jobs(target).items()}
+        pages.of_run(fills, report_path, record.failed, not no_images)
+    finish(record.failed)
+
+
+@app.command()
+def baseline(
+    method: Annotated[str, option("method", "How to fill.", **choice(BASELINES, INSTALLED))],
+    data_path: Annotated[Path, option("data-path", CASES)],
+    output_path: OutputPath,
+    participant_label: Participants = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    report_path: Annotated[Path | None, option("report-path", "Folder for run.json.")] = None,
+) -> None:
+    """Fill every case without a network, to put a model's scores in perspective."""
+    from brats_inpainting import layouts
+    from brats_inpainting.baselines import METHODS, Baseline
+    from brats_inpainting.fill import Options, fill_folder
+
+    pages.keep_apart(report_path, output_path)
+    record = fill_folder(
+        Baseline(METHODS[method]),
+        layouts.of_folder(data_path, participant_label or []),
+        output_path,
+        options=Options(report_path=report_path),
+        existing=_existing(resume=resume, overwrite=overwrite),
         quiet=quiet(),
     )
-    with _crew(cluster, run, loading) as fill:
-        run.start("resume" if resume else "overwrite" if overwrite else "error")
-        how = inpainter.sampling
-        log.info("weights %s", inpainter.weights)
-        told = loading["preset"], how.steps, how.sampler, how.samples, how.noise, how.smoothing, run.seed
-        log.info("preset %s: %d steps of %s, %d sample(s), %s noise, filter %s, seed %d", *told)
-        beside = f", {inpainter.side_by_side} times side by side" if inpainter.side_by_side > 1 else ""
-        log.info("%d windows at a time%s, in %s", inpainter.batch_size, beside, inpainter.precision)
-        log.debug("%s", how)
-        fill()
-    log.info("%d of %d cases filled", len(run.jobs) - len(run.failed), len(run.jobs))
-    if data_path and output_path and cases.is_bids(data_path):
-        run.failed |= bids.describe(jobs, data_path, output_path)
-    if report_path:
-        pages.of_run({case: {"filled": path} for path, case in jobs.items()}, report_path, run.failed, not no_images)
-    finish(run.failed)
+    finish(record.failed)
 
 
 @app.command()
 def check(
-    data_path: Annotated[Path, option("data-path", CASES)],
+    data_path: Annotated[Path | None, option("data-path", CASES)] = None,
     participant_label: Participants = None,
+    image: Image = None,
+    mask: Mask = None,
 ) -> None:
     """List every problem of every case at once, without loading the network."""
+    from brats_inpainting import layouts
     from brats_inpainting.data import cases
 
+    _together({"--image": image, "--mask": mask}, {"--data-path": data_path})
+    layout: Layout
+    if image and mask:
+        layout = layouts.Pair(image, mask)
+    elif data_path:
+        layout = layouts.of_folder(data_path, participant_label or [])
+    else:
+        raise ConfigError("nothing to check\n  Give --data-path, or --image and --mask.")
     failed: dict[str, str] = {}
-    found = _found(data_path, participant_label or [])
+    found = layout.cases()
     for case in found:
         try:
             loaded = cases.load(case)
@@ -202,16 +231,25 @@ def example(
     out.print(f"written: {case}")
 
 
-def _crew(where: str | None, run: Run, loading: dict[str, Any]) -> AbstractContextManager[Callable[[], None]]:
-    """Return what fills the cases of a run: this process, or the workers of a cluster."""
+def _crew(where: str | None, loading: dict[str, Any]) -> Any:
+    """Return the workers of a cluster as a context, ``None`` without a cluster."""
     if not where:
-        return nullcontext(run.go)
+        return nullcontext()
     from brats_inpainting import cluster
 
-    return cluster.crew(where, run, loading)
+    return cluster.crew(where, loading)
 
 
-def _jobs(
+def _existing(*, resume: bool, overwrite: bool) -> Existing:
+    return "resume" if resume else "overwrite" if overwrite else "error"
+
+
+def _described_network(said: Parameters) -> Path | None:
+    """Return the bundled slice-wise weights for a parameters file that describes a network."""
+    return Path("small-2") if said.unet else None
+
+
+def _given(
     data_path: Path | None,
     output_path: Path | None,
     image: Path | None,
@@ -219,50 +257,31 @@ def _jobs(
     output: Path | None,
     *,
     participants: list[str],
-) -> dict[Path, Case]:
-    """Return what is to be filled and where each result goes."""
-    from brats_inpainting.data import bids, cases
+) -> tuple[Layout, Path]:
+    """Return the layout of the inputs, and where results go."""
+    from brats_inpainting import layouts
 
     single = {"--image": image, "--mask": mask, "--output": output}
     many = {"--data-path": data_path, "--output-path": output_path}
-    for ours, others in ((single, many | {"--participant-label": participants}), (many, single)):
-        if any(ours.values()) and (missing := [name for name, value in ours.items() if not value]):
-            raise ConfigError(f"{' and '.join(missing)} missing\n  {', '.join(ours)} belong together.")
-        if all(ours.values()) and any(others.values()):
-            raise ConfigError("a single pair and a folder exclude each other\n  Run the command twice.")
+    _together(single, many | {"--participant-label": participants})
+    _together(many, single)
     if data_path and output_path:
-        found = _found(data_path, participants)
-        if cases.is_bids(data_path):
-            return bids.jobs(found, data_path, output_path)
-        return {output_path / cases.output_name(case.id): case for case in found}
+        return layouts.of_folder(data_path, participants), output_path
     if not (image and mask and output):
         raise ConfigError("nothing to fill\n  Give --data-path and --output-path, or --image, --mask and --output.")
-    return _pair(image, mask, output)
+    return layouts.Pair(image, mask), output
 
 
-def _found(data_path: Path, participants: list[str]) -> list[Case]:
-    """Find the cases of a BIDS dataset, or of a folder of cases, where there are no participants to choose."""
-    from brats_inpainting.data import bids, cases
+def _together(ours: dict[str, Any], others: dict[str, Any]) -> None:
+    """Refuse options that belong together if one is missing, or if others are given, too.
 
-    if cases.is_bids(data_path):
-        return bids.find(data_path, participants)
-    if participants:
-        raise ConfigError(f"{data_path}: no BIDS dataset, which --participant-label goes with\n  Leave it out.")
-    return cases.find(data_path)
-
-
-def _pair(image: Path, mask: Path, output: Path) -> dict[Path, Case]:
-    """Return the job of one pair of files; the case goes by the name of its output."""
-    from brats_inpainting.data.cases import Case
-
-    for given in (image, mask):
-        if not given.is_file():
-            raise ConfigError(f"{given}: no such file")
-        if output.exists() and output.samefile(given):
-            raise ConfigError(f"{output}: is an input too\n  Give another name for the result.")
-    if not output.name.endswith((".nii", ".nii.gz")):
-        raise ConfigError(f"{output}: not a NIfTI name\n  Let it end in .nii.gz or .nii.")
-    return {output: Case(output.name.removesuffix(".gz").removesuffix(".nii"), image, mask)}
+    Raises:
+        ConfigError: naming what is missing.
+    """
+    if any(ours.values()) and (missing := [name for name, value in ours.items() if not value]):
+        raise ConfigError(f"{' and '.join(missing)} missing\n  {', '.join(ours)} belong together.")
+    if all(ours.values()) and any(others.values()):
+        raise ConfigError("a single pair and a folder exclude each other\n  Run the command twice.")
 
 
 def _whole_number(text: str) -> int | None:

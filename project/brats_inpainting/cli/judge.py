@@ -1,4 +1,4 @@
-"""The commands that look at fills, and the fills to compare with: evaluate, report, picture, baseline."""
+"""The commands that examine filled scans: evaluate, report, picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from brats_inpainting.cli import pages
 from brats_inpainting.cli.app import (
     DataPath,
     NoImages,
-    OutputPath,
     Predictions,
     Viewer,
     app,
@@ -20,13 +19,9 @@ from brats_inpainting.cli.app import (
     quiet,
     wide,
 )
-from brats_inpainting.container import offers
 from brats_inpainting.errors import ConfigError
 
 PlaneName = StrEnum("PlaneName", ["axial", "coronal", "sagittal"])
-Baseline = StrEnum("Baseline", ["mean", "biharmonic", "telea", "mirror"])
-NEEDS = {"biharmonic": "skimage", "telea": "cv2"}
-OFFERED = [name for name in Baseline if name not in NEEDS or offers(NEEDS[name])]
 
 
 @app.command()
@@ -84,12 +79,11 @@ def picture(
 ) -> None:
     """Draw slices for a paper: voided scan, mask, fills, truth side by side (figures 4 and 5 of the paper)."""
     from brats_inpainting import evaluate as scoring
-    from brats_inpainting import pictures
-    from brats_inpainting.data import volume
+    from brats_inpainting import files, pictures
 
     if output.suffix != ".png":
         raise ConfigError(f"{output}: not a PNG\n  Let it end in .png.")
-    volume.make_writable(output.parent)
+    files.make_writable(output.parent)
     fills = {found.id: (found, paths) for found, paths in scoring.find(scoring.names(predictions), data_path).items()}
     rows = []
     for case_id in case:
@@ -104,16 +98,3 @@ def picture(
             rows.append((f", {case_id}, {name} {cut.index}", cut, views, exam.mask_XYZ))
     pictures.mosaic(rows, output)
     out.print(f"written: {output}")
-
-
-@app.command()
-def baseline(
-    method: Annotated[Baseline, option("method", "How to fill.", metavar=f"[{'|'.join(OFFERED)}]")],
-    data_path: DataPath,
-    output_path: OutputPath,
-    overwrite: Annotated[bool, option("overwrite", "Make existing outputs anew.")] = False,
-) -> None:
-    """Fill every case without a network, to put a model's scores in perspective."""
-    from brats_inpainting import baselines
-
-    finish(baselines.fill_folder(str(method), data_path, output_path, overwrite=overwrite))

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 from brats_inpainting.cli.app import PrecisionName, app, option, out, wide
-
-if TYPE_CHECKING:
-    from brats_inpainting.device import Precision
 
 BenchmarkPart = StrEnum("BenchmarkPart", ["ceilings", "passes", "peers", "cases"])
 BenchmarkNetwork = StrEnum("BenchmarkNetwork", ["paper", "small-2", "volume-1"])
@@ -40,22 +37,21 @@ def benchmark(
     ] = None,
     rounds: Annotated[int, option("rounds", "Turns that our network and its peers take.", min=1)] = 5,
     device: Annotated[str, option("device", "auto, cpu, cuda.")] = "auto",
-    precision: Annotated[
-        PrecisionName, option("precision", "Of the network; auto is what infer takes of a wide one.")
-    ] = (PrecisionName.auto),
+    precision: PrecisionName = "auto",
 ) -> None:
     """Measure speed and memory: the machine's limits, a pass beside them and beside others, a whole case by phase."""
+    from brats_inpainting import files
     from brats_inpainting.benchmark import report as reporting
     from brats_inpainting.benchmark import run
-    from brats_inpainting.data import cases, volume
+    from brats_inpainting.data import cases
 
     if data_path:  # what cannot be filled is told now, not after a quarter of an hour
         cases.load(cases.find(data_path)[0])
     if report_path:
-        volume.make_writable(report_path)
+        files.make_writable(report_path)
     results = run.run(
         device=device,
-        precision=cast("Precision", precision.value),
+        precision=precision,
         networks=network or tuple(run.NETWORKS),
         parts=part or run.PARTS,
         rounds=rounds,

@@ -25,11 +25,11 @@ def keep_apart(report_path: Path | None, *filled: Path | None) -> None:
 
 def begin(report_path: Path, predictions: Sequence[Path] = (), **settings: bool) -> Page:
     """Begin a page in a folder, which must not lie among the filled scans."""
-    from brats_inpainting.data import volume
+    from brats_inpainting import files
     from brats_inpainting.report import Page
 
     keep_apart(report_path, *predictions)
-    volume.make_writable(report_path)
+    files.make_writable(report_path)
     return Page(report_path, **settings)
 
 

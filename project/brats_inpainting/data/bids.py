@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 from brats_inpainting.data.cases import BIDS, Case, is_bids
-from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.errors import ConfigError
+from brats_inpainting.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +147,8 @@ def describe(filled: dict[Path, Case], dataset: Path, output_path: Path) -> dict
         text = json.dumps(fields, indent=2) + "\n"
         try:
             if not path.is_file() or path.read_text() != text:  # several runs may share the dataset
-                with whole_or_not_at_all(path) as hidden:
-                    hidden.write_text(text)
+                with atomic_write(path) as unfinished:
+                    unfinished.write_text(text)
         except OSError as error:
             failed[path.name] = f"{path}: cannot be written ({error.strerror})\n  Run it again with --resume."
     return failed

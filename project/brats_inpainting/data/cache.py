@@ -23,8 +23,9 @@ from brats_inpainting.config import FRAME
 from brats_inpainting.data import nifti, volume
 from brats_inpainting.data.cases import Loaded
 from brats_inpainting.data.masks import Placed
-from brats_inpainting.data.volume import PERCENTILES, whole_or_not_at_all
+from brats_inpainting.data.volume import PERCENTILES
 from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.files import atomic_write
 from brats_inpainting.host import cpus
 from brats_inpainting.progress import duration
 
@@ -186,7 +187,7 @@ def _prepare(case: Files, path: Path) -> None:
     packed_SHW["image"], packed_SHW["distance"] = np.rint(scan.image_SHW * LEVELS), distance_SHW
     box = np.array([(side.start, side.stop) for side in scan.box])
     np.savez_compressed(path.with_suffix(".npz"), **Placed.of(healthy_SHW)._asdict(), box=box)
-    with whole_or_not_at_all(path) as hidden, hidden.open("wb") as file:  # last, for it says that the case is complete
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:  # last, for it says that the case is complete
         np.save(file, packed_SHW)
 
 

@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 
 AFFINE_TOLERANCE = 1e-3
 MAX_BRAIN_ML = 2300  # more foreground than this is a head, not a brain
-HIDDEN, UNFINISHED = ".partial-", ".part"  # prefix and suffix of the name of a file that is being written
-MAX_NAME = 255  # bytes, on all common file systems
+MAX_NAME = 255 - len("-sample-1")  # bytes, on all common file systems; samples have longer names than results
 BIDS = "dataset_description.json"  # where this lies, there is a BIDS dataset, raw or derivative
 FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.IGNORECASE | re.DOTALL)
 
@@ -162,7 +161,7 @@ def _name_problem(case: Case) -> str | None:
     """Refuse names that no result can be called by, and that would write over a terminal."""
     if not f"{case.image.name}{case.mask.name}".isprintable():
         return "its files' names hold characters that cannot be printed\n  Use letters, digits, - and _."
-    spare = MAX_NAME - len(os.fsencode(f"{HIDDEN}{output_name(case.id)}"))
+    spare = MAX_NAME - len(os.fsencode(output_name(case.id)))
     return f"its name is too long for its result\n  Shorten it by {-spare} bytes." if spare < 0 else None
 
 

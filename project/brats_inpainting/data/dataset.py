@@ -20,6 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from brats_inpainting.concurrent import prefetch
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import augment, masks
 from brats_inpainting.data.augment import Item
@@ -27,7 +28,6 @@ from brats_inpainting.data.cache import Scan
 from brats_inpainting.data.masks import Placed
 from brats_inpainting.data.volume import cut, span
 from brats_inpainting.errors import ConfigError
-from brats_inpainting.host import ahead
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def batches(
     """
     shapes = pool(config)
     part = config.batch_size // (world * config.accumulate)
-    for drawn in ahead(partial(Epoch, scans, shapes, config), count(epoch)):  # the next epoch's masks meanwhile
+    for drawn in prefetch(partial(Epoch, scans, shapes, config), count(epoch)):  # the next epoch's masks meanwhile
         current = drawn.result()
         last = len(current) // config.batch_size  # a remainder is left out
         starts = range(batch * config.batch_size, last * config.batch_size, config.batch_size)

@@ -10,8 +10,8 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from brats_inpainting import container
-from brats_inpainting.data import masks, volume
+from brats_inpainting import container, files
+from brats_inpainting.data import masks
 
 Brain = Literal["person", "template"]
 CASE = "BraTS-GLI-00000-000"
@@ -56,7 +56,7 @@ def write_example(folder: Path, *, seed: int = 0, brain: Brain = "person") -> Pa
         "mask-unhealthy": unhealthy_XYZ.astype(np.uint8),
     }
     case = folder / CASE
-    volume.make_writable(case)
+    files.make_writable(case)
     for name, volume_XYZ in volumes.items():
         image = nib.Nifti1Image(volume_XYZ, AFFINE)
         image.set_qform(AFFINE, code=1)

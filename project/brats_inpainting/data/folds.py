@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from brats_inpainting.data.cache import Files
-from brats_inpainting.data.volume import whole_or_not_at_all
 from brats_inpainting.errors import ConfigError
+from brats_inpainting.files import atomic_write
 
 FOLDS = 2
 
@@ -38,5 +38,5 @@ def split(files: Sequence[Files], *, held_out: int, seed: int) -> list[list[str]
 
 def write(folds: Sequence[Sequence[str]], path: Path, *, seed: int) -> None:
     """Write the split as JSON, so that others can repeat it."""
-    with whole_or_not_at_all(path) as hidden:
-        hidden.write_text(json.dumps({"seed": seed, "validation": list(folds)}, indent=2) + "\n")
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps({"seed": seed, "validation": list(folds)}, indent=2) + "\n")

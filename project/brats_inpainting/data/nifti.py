@@ -16,12 +16,13 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.nifti2 import Nifti2Image
 from nibabel.openers import Opener
 from nibabel.orientations import io_orientation
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from nibabel.wrapstruct import WrapStructError
 
 from brats_inpainting.errors import CaseError
 from brats_inpainting.host import muted
 
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine of a bare array: BraTS order, 1 mm
 MAX_VOXELS = 512**3
 MAX_OFFSET = 2**26  # bytes before the voxels: 64 MB of header extensions, more than any scanner or tool writes
 SLACK = 2**26  # bytes behind the voxels that are read to check them; nobody needs more
@@ -44,6 +45,22 @@ def read(path: Path) -> Nifti1Image:
     except DAMAGE as error:
         raise CaseError(f"{path.name}: not a NIfTI file, or a damaged one ({error}). Export it again.") from error
     return image
+
+
+def as_image(given: Any) -> SpatialImage:
+    """Read a path, and take an array as an LPS volume with voxels of 1 mm; return images as they are.
+
+    Raises:
+        CaseError: when a file cannot be read, or what is given holds no numbers.
+    """
+    if isinstance(given, str | Path):
+        return read(Path(given))
+    if isinstance(given, SpatialImage):
+        return given
+    values = np.asarray(given)
+    if values.dtype.kind not in "biuf":
+        raise CaseError(f"image or mask: {type(given).__name__}, neither numbers nor an image\n  Read it with nibabel.")
+    return Nifti1Image(values.astype(np.float32), LPS)
 
 
 def check(image: object, name: str) -> None:

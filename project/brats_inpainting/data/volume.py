@@ -6,25 +6,21 @@ that the network may see, slices first, H along L and W along P.
 
 from __future__ import annotations
 
-import glob
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
-from brats_inpainting import container
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE
 from brats_inpainting.data import nifti
-from brats_inpainting.data.cases import HIDDEN, MAX_NAME, UNFINISHED, Loaded, background
-from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.data.cases import Loaded, background
+from brats_inpainting.errors import CaseError
+from brats_inpainting.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -338,52 +334,6 @@ def in_lps(image: Nifti1Image) -> np.ndarray:
     return Orientation.of(image.affine).apply(nifti.values(image))
 
 
-def partial(path: Path) -> Path:
-    """Return a hidden, unique name for an unfinished file; its suffix keeps it out of every client's pattern."""
-    return path.with_name(f"{HIDDEN}{token_hex(4)}-{_end(path.name)}")
-
-
-def _end(name: str) -> str:
-    """Return the end of a name, as long as a hidden name has room for, with the suffix of unfinished files."""
-    return name[max(0, len(os.fsencode(f"{HIDDEN}{'?' * 8}-{name}{UNFINISHED}")) - MAX_NAME) :] + UNFINISHED
-
-
-def drop_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers have left in a folder, or of one file there."""
-    for leftover in folder.glob(f"{HIDDEN}*" if name is None else f"{HIDDEN}????????-{glob.escape(_end(name))}"):
-        leftover.unlink(missing_ok=True)  # another process of the same run may be doing the same
-
-
-@contextmanager
-def whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """Give a hidden path to write to; it becomes ``path`` when the block ends well, and is removed when it does not."""
-    hidden = partial(path)
-    try:
-        yield hidden
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)
-
-
-def make_writable(folder: Path) -> None:
-    """Create a folder, prove that it can be written, and drop what a killed run left behind.
-
-    Raises:
-        ConfigError: when that is not possible.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial(folder / "probe").touch()
-        drop_leftovers(folder)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: no folder that can be written ({error.strerror})\n"
-            "  Give another, or mount it writable. In a container, make it before, and run as its owner:\n"
-            "  --user $(id -u):$(id -g)."
-        ) from error
-    container.warn_if_lost(folder)
-
-
 def save(image: Nifti1Image, path: Path) -> None:
     """Write an image atomically.
 
@@ -391,7 +341,7 @@ def save(image: Nifti1Image, path: Path) -> None:
         CaseError: when the disk is full or the folder cannot be written.
     """
     try:
-        with whole_or_not_at_all(path) as hidden, hidden.open("wb") as file:
+        with atomic_write(path) as unfinished, unfinished.open("wb") as file:
             nifti.write(image, file, compress=path.suffix == ".gz")
     except OSError as error:
         raise CaseError(f"{path.name}: cannot be written to {path.parent} ({error.strerror or error}).") from error

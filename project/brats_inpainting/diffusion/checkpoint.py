@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,14 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brats_inpainting.config import BUNDLED, FRAME_MULTIPLE, DiffusionConfig, UNetConfig
+from brats_inpainting.config import BUNDLED, FRAME_MULTIPLE, DiffusionConfig, SamplingConfig, UNetConfig
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CheckpointError
+from brats_inpainting.files import sha256
 from brats_inpainting.host import muted
 
 log = logging.getLogger(__name__)
 
 METADATA = "brats_inpainting"
+ENOUGH_STEPS = 25  # for weights that predict noise: early on x̂_0 is its small error, much amplified
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -132,10 +133,16 @@ def save(
     Path(path).chmod(0o644)  # safetensors writes for the owner alone; weights are meant to be mounted by others
 
 
-def sha256(path: Path) -> str:
-    """Return the file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def enough_steps(sampling: SamplingConfig, weights: Weights, *, asked: bool) -> SamplingConfig:
+    """Return the sampling with at least 25 steps for weights that predict noise, unless its steps were asked for."""
+    enough = min(ENOUGH_STEPS, weights.diffusion.steps)
+    if weights.diffusion.prediction != "eps" or sampling.steps >= enough:
+        return sampling
+    if asked:
+        few = "%s predicts noise, for which %d steps are few: ask for %d or more"
+        log.warning(few, weights.path.name, sampling.steps, enough)
+        return sampling
+    return sampling.model_copy(update={"steps": enough})
 
 
 def refuse_other_work(loaded: Weights) -> None:

@@ -5,17 +5,14 @@ Shapes: H W a slice's frame.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
-Mode = Literal["independent", "shared", "slerp"]
 ANCHOR_DISTANCE = 8  # slices between the anchors of slerp
 
 
-def draw(shape_HW: tuple[int, int], *, seed: int, z: int, sample: int, step: int, mode: Mode) -> Tensor:
+def draw(shape_HW: tuple[int, int], *, seed: int, z: int, sample: int, step: int, mode: str) -> Tensor:
     """Return one standard normal draw for one slice, H × W, float32, on the CPU.
 
     Args:
@@ -24,8 +21,8 @@ def draw(shape_HW: tuple[int, int], *, seed: int, z: int, sample: int, step: int
         z: index of the slice in the LPS volume.
         sample: index of the sample, 0 … K − 1.
         step: 0 for x_T, k + 1 for the draw of step k.
-        mode: ``independent`` between slices (the paper), ``shared`` by all slices, or ``slerp``: spherically
-            interpolated along z between anchors 8 slices apart (ISCS, arXiv 2602.04162).
+        mode: a name in ``config.NOISE_MODES``: ``independent`` between slices (the paper), ``shared`` by all slices, or
+            ``slerp``: spherically interpolated along z between anchors 8 slices apart (ISCS, arXiv 2602.04162).
     """
     if mode == "independent":
         return _normal(shape_HW, (seed, z, sample, step))

@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from brats_inpainting.config import DiffusionConfig
+from brats_inpainting.config import DiffusionConfig, Spacing
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -84,7 +84,7 @@ class Schedule:
         """Half the log of the signal-to-noise ratio, log √(ᾱ / (1 − ᾱ)): the time of DPM-Solver."""
         return 0.5 * np.log(self.alpha_bar / (1 - self.alpha_bar))
 
-    def timesteps(self, count: int, *, spacing: Literal["even", "trailing", "log_snr"] = "even") -> list[int]:
+    def timesteps(self, count: int, *, spacing: Spacing = "even") -> list[int]:
         """Return ``count`` different timesteps from T − 1 down.
 
         ``even`` is improved DDPM's spacing and ends at 0; ``trailing`` leaves the step at 0 out, all steps being of one

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from brats_inpainting import config
 from brats_inpainting.diffusion.process import Prediction, Schedule
 
 Denoise = Callable[[Tensor, int], Prediction]
@@ -136,4 +137,4 @@ def heun(
     return x0
 
 
-SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "heun": heun}
+SAMPLERS: dict[str, Sampler] = {name: globals()[name] for name in config.SAMPLERS}

@@ -10,22 +10,36 @@ import numpy as np
 import pytest
 import torch
 
-from brats_inpainting import config, infer
+from brats_inpainting import config, plan
 from brats_inpainting.config import PRESETS, DiffusionConfig, UNetConfig
 from brats_inpainting.data import cases, volume
+from brats_inpainting.data.nifti import LPS
 from brats_inpainting.data.windows import Stack
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
-from brats_inpainting.infer import LPS, Inpainter
+from brats_inpainting.inpainter import Inpainter
+from brats_inpainting.progress import Watch
 
-from .conftest import TINY, TINY_3D, Anything, brain, inpainter, lesion, scan_of, tiny_network, weights, write_case
+from .conftest import (
+    TINY,
+    TINY_3D,
+    Anything,
+    brain,
+    inpainter,
+    lesion,
+    planned,
+    scan_of,
+    tiny_network,
+    weights,
+    write_case,
+)
 
 SHAPE = (64, 64, 12)
 
 
 def filled(machine, scans):
-    return {stack.scan.id: machine.finish(stack)[0] for stack in machine.fill(map(machine.stack, scans), seed=5)}
+    return {stack.scan.id: machine.finish(stack).volume_XYZ for stack in machine.fill(scans, seed=5)}
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m", "heun"])
@@ -74,7 +88,7 @@ def test_batches_side_by_side_give_the_same_bits_as_one_by_one(number, threads):
     threads(1)
     expected = filled(machine, scans)
     threads(number)
-    for name, image in filled(replace(machine, side_by_side=number), scans).items():
+    for name, image in filled(planned(machine, concurrent=number), scans).items():
         assert image.tobytes() == expected[name].tobytes()
 
 
@@ -87,9 +101,9 @@ def test_each_of_the_batches_side_by_side_has_its_share_of_the_threads(threads, 
             return x_NCV[:, :1]
 
     shares, names = set(), set()
-    monkeypatch.setattr(infer, "MOST_SIDE_BY_SIDE", 2)
+    monkeypatch.setattr(plan, "MOST_CONCURRENT", 2)
     threads(4)
-    assert set(filled(replace(inpainter(Telling(), batch_size=1), side_by_side=4), [scan_of(0, "a")])) == {"a"}
+    assert set(filled(planned(inpainter(Telling(), batch_size=1), concurrent=4), [scan_of(0, "a")])) == {"a"}
     assert (shares, len(names)) == ({2}, 2)
     with ThreadPoolExecutor(1) as later:
         assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 4
@@ -104,14 +118,14 @@ def slow(passes):
             passes.append(len(x_NCV))
             return x_NCV[:, :1]
 
-    return replace(inpainter(Slow(), batch_size=1, sampler="ddim", steps=50), side_by_side=2)
+    return planned(inpainter(Slow(), batch_size=1, sampler="ddim", steps=50), concurrent=2)
 
 
 def test_batches_side_by_side_end_with_the_pass_that_they_are_at_when_nobody_wants_more(threads):
     threads(2)
     passes = []
     machine = slow(passes)
-    going = machine.fill(map(machine.stack, [scan_of(0, "a", radius=0.1), scan_of(1, "b")]))
+    going = machine.fill([scan_of(0, "a", radius=0.1), scan_of(1, "b")])
     next(going)
     before = len(passes)
     going.close()
@@ -129,7 +143,7 @@ def test_batches_side_by_side_end_with_the_pass_that_they_are_at_when_the_next_s
     passes = []
     machine = slow(passes)
     with pytest.raises(ValueError, match="no more"):
-        list(machine.fill(map(machine.stack, scans())))
+        list(machine.fill(scans()))
     assert 50 <= len(passes) < 150  # of 4 slices, 50 passes each
 
 
@@ -143,14 +157,14 @@ def test_what_fails_in_one_of_the_batches_side_by_side_is_raised(threads):
 
     threads(2)
     passes = []
-    machine = replace(inpainter(Failing(), batch_size=1), side_by_side=2)
+    machine = planned(inpainter(Failing(), batch_size=1), concurrent=2)
     with pytest.raises(ValueError, match="lost"):
-        list(machine.fill([machine.stack(scan_of(0, "a"))]))
+        list(machine.fill([scan_of(0, "a")]))
 
 
 def test_a_shorter_precision_changes_little_and_nothing_outside_the_mask():
     image, mask = brain(SHAPE), lesion(SHAPE)
-    exact, short = (replace(inpainter(), precision=name).inpaint(image, mask).image for name in ("fp32", "bf16"))
+    exact, short = (planned(inpainter(), precision=name).inpaint(image, mask).image for name in ("fp32", "bf16"))
     assert (exact[mask] != short[mask]).mean() > 0.9
     assert abs(exact - short).max() < 0.02 * np.ptp(image)  # bfloat16 has 8 bits, and errors add up over two steps
     assert (exact[~mask] == short[~mask]).all()
@@ -216,9 +230,17 @@ def test_a_sigma_is_that_of_its_axis_of_the_scan(axis):
     assert [*(np.ptp(touched, axis=0) > 0)] == [other == axis for other in range(3)]
 
 
-def test_an_empty_mask_gives_back_the_scan():
+def test_an_empty_mask_among_others_is_filled_like_any_other():
+    scans = [scan_of(0, "a"), scan_of(1, "empty", radius=0), scan_of(2, "c")]
+    done = filled(inpainter(), scans)
+    assert set(done) == {"a", "empty", "c"}
+    assert (done["empty"] == scans[1].voided_XYZ).all()
+
+
+@pytest.mark.parametrize("how", [{}, {"replace": "slices"}])
+def test_an_empty_mask_gives_back_the_scan(how):
     image = brain(SHAPE)
-    result = inpainter(Anything()).inpaint(image, np.zeros(SHAPE, bool))
+    result = inpainter(Anything(), **how).inpaint(image, np.zeros(SHAPE, bool))
     assert (result.image == image).all()
 
 
@@ -240,7 +262,7 @@ def test_the_batch_is_halved_when_memory_runs_out():
 
     machine, scans = inpainter(Hungry(), batch_size=8), [scan_of(0, "a"), scan_of(1, "b")]
     halved = filled(machine, scans)
-    assert machine.batch_size == 2
+    assert machine.plan.batch_size == 2
     for name, image in filled(inpainter(Hungry(), batch_size=1), scans).items():
         assert (halved[name] == image).all()
 
@@ -273,7 +295,7 @@ def test_every_masked_slice_is_sampled_with_as_many_passes_as_the_preset_says():
                 return x_NCV[:, :1]
 
         machine = inpainter(Counting(), batch_size=1, sampler=sampler, steps=steps)
-        stack = next(machine.fill([machine.stack(scan_of(0, "a"))]))
+        (stack,) = machine.fill([scan_of(0, "a")])
         assert isinstance(stack, Stack)
         assert len(calls) == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()
 
@@ -308,20 +330,20 @@ def test_weights_that_predict_noise_take_25_steps_at_least_or_warn(prediction, s
 
 
 def test_what_is_usual_on_the_device_is_taken_if_nothing_is_said(monkeypatch):
-    monkeypatch.setattr(infer, "usual", lambda *_: (3, "bf16"))
+    monkeypatch.setattr(plan, "defaults", lambda *_: (3, "bf16"))
     loads = [Inpainter.load(**said) for said in ({}, {"at_most": 2}, {"batch_size": 5, "precision": "fp32"})]
-    assert [(made.batch_size, made.precision) for made in loads] == [(3, "bf16"), (2, "bf16"), (5, "fp32")]
+    assert [(made.plan.batch_size, made.plan.precision) for made in loads] == [(3, "bf16"), (2, "bf16"), (5, "fp32")]
 
 
-@pytest.mark.parametrize(("width", "number", "side_by_side"), [(32, 3, 3), (32, 32, 16), (32, 40, 13), (96, 3, 1)])
+@pytest.mark.parametrize(("width", "number", "concurrent"), [(32, 3, 3), (32, 32, 16), (32, 40, 13), (96, 3, 1)])
 def test_a_narrow_network_is_given_a_batch_for_every_thread_and_16_at_most(
-    width, number, side_by_side, monkeypatch, tmp_path
+    width, number, concurrent, monkeypatch, tmp_path
 ):
     unet = UNetConfig(width=width, multipliers=(1,), blocks=1, attention_at=())
     state = UNet(unet).state_dict()
     checkpoint.save(tmp_path / "w.safetensors", state, unet=unet, diffusion=DiffusionConfig(), ema=True, notes={})
     monkeypatch.setattr(torch, "get_num_threads", lambda: number)
-    assert Inpainter.load(tmp_path / "w.safetensors", device="cpu", batch_size=1).side_by_side == side_by_side
+    assert Inpainter.load(tmp_path / "w.safetensors", device="cpu", batch_size=1).plan.concurrent == concurrent
 
 
 def test_overrides_replace_what_the_preset_says(tiny_weights):
@@ -381,9 +403,9 @@ def test_weights_of_another_shape_of_work_are_refused(tmp_path):
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])
 def test_progress_counts_every_network_pass(sampler, threads):
     threads(2)
-    machine, passes = replace(inpainter(sampler=sampler, steps=3), side_by_side=2), []
-    assert list(machine.fill([machine.stack(scan_of(0, "a"))], on_pass=passes.append))
-    assert sum(passes) == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()
+    machine, watch = planned(inpainter(sampler=sampler, steps=3), concurrent=2), Watch(1, quiet=True)
+    assert list(machine.fill([scan_of(0, "a")], progress=watch))
+    assert watch.known == watch.done == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()
 
 
 def volume_inpainter(**changes):
@@ -392,7 +414,8 @@ def volume_inpainter(**changes):
     network = UNet(TINY_3D).eval().requires_grad_(requires_grad=False)
     for parameter in network.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
-    return replace(inpainter(network, batch_size=2, noise="independent", smoothing=0), **changes)
+    machine = inpainter(network, batch_size=2, noise="independent", smoothing=0)
+    return planned(machine, **changes)
 
 
 def test_a_box_is_the_same_to_the_bit_in_any_company_and_order():
@@ -416,7 +439,8 @@ def test_a_box_in_parts_is_much_like_one_in_one_piece():
     shape = (128, 64, 12)
     image, mask = brain(shape), np.zeros(shape, bool)
     mask[24:104, 24:40, 3:9] = True
-    whole, parts = (volume_inpainter(most_voxels=most, weights=smooth_weights()) for most in (None, 80 * 64 * 32))
+    machines = (volume_inpainter(most_voxels=most) for most in (None, 80 * 64 * 32))
+    whole, parts = (replace(machine, weights=smooth_weights()) for machine in machines)
     images = [nib.Nifti1Image(values.astype(np.float32), LPS) for values in (image, mask)]
     scan = volume.prepare(cases.examine("a", *images, names=("image", "mask")))
     assert len(whole.stack(scan).windows) == 1
@@ -449,4 +473,4 @@ def test_what_the_default_loads():
     machine = Inpainter.load(device="cpu")
     assert machine.weights.path == config.BUNDLED_WEIGHTS
     assert machine.sampling == PRESETS["fast"][3]
-    assert (machine.batch_size, machine.side_by_side) == (1, 1)
+    assert (machine.plan.batch_size, machine.plan.concurrent) == (1, 1)

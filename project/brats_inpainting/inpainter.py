@@ -1,0 +1,250 @@
+"""The straight line: a masked scan in, a filled scan out.
+
+Shapes: N windows of a batch, V the axes of a window; S H W a scan's frame, X Y Z a volume.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from nibabel.nifti1 import Nifti1Image
+
+from brats_inpainting import batch, concurrent, config, memory
+from brats_inpainting.concurrent import OnPass
+from brats_inpainting.config import DEFAULT_PRESET, FRAME, DiffusionConfig, Precision, SamplingConfig, UNetConfig
+from brats_inpainting.data import cases, nifti, volume, windows
+from brats_inpainting.data.volume import Scan
+from brats_inpainting.data.windows import Stack, Task, Windowing
+from brats_inpainting.device import choose_device
+from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.diffusion.checkpoint import Weights
+from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
+from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.filler import Filled
+from brats_inpainting.plan import Plan, threads_per_batch
+from brats_inpainting.progress import Watch, duration
+
+log = logging.getLogger(__name__)
+
+LONG = 25  # network passes of a window on a CPU: the time is estimated before they begin
+
+
+class Inpainting(NamedTuple):
+    """A filled scan; ``std`` is the voxel-wise standard deviation of several samples, ``timings`` are seconds."""
+
+    image: Any
+    std: Any
+    timings: dict[str, float]
+
+
+@dataclass
+class Inpainter:
+    """A network, the way it is sampled, and the plan by which it works; ``plan`` changes when memory runs out."""
+
+    weights: Weights = field(repr=False)
+    sampling: SamplingConfig
+    plan: Plan
+
+    @classmethod
+    def load(
+        cls,
+        weights: Path | str | None = None,
+        *,
+        preset: str = DEFAULT_PRESET,
+        device: str = "auto",
+        batch_size: int | None = None,
+        at_most: int | None = None,
+        precision: Precision | Literal["auto"] = "auto",
+        threads: int | None = None,
+        limit: int | None = None,
+        unet: UNetConfig | None = None,
+        diffusion: DiffusionConfig | None = None,
+        **overrides: Any,
+    ) -> Inpainter:
+        """Load a network and choose how to sample it.
+
+        Args:
+            weights: a ``.safetensors`` or ``.pt`` file, or the name of bundled weights (``config.BUNDLED``); the
+                preset's bundled weights if not given.
+            preset: a name in ``config.PRESETS``; weights that predict noise take 25 steps at least.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
+            batch_size: windows per network pass; chosen by the device if not given.
+            at_most: the largest batch size that may be chosen.
+            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU by network and GPU.
+            threads: CPU threads to plan with; torch's own number if not given.
+            limit: bytes of memory to plan with; what is free if not given.
+            unet: the architecture of a weights file that stores none, if its shapes do not determine it.
+            diffusion: the process settings of such a file; the paper's if not given.
+            overrides: fields of ``SamplingConfig`` that replace the preset's.
+
+        Raises:
+            CheckpointError: when the weights cannot be used.
+            ConfigError: when there is no such preset or device, an override is out of range, or too little memory.
+        """
+        where = choose_device(device)
+        config.sampling(preset, 2, **overrides)  # refuses wrong values before anything is loaded
+        loaded = checkpoint.load(config.weights_path(weights, preset), unet=unet, diffusion=diffusion)
+        checkpoint.refuse_other_work(loaded)
+        unet = loaded.network.config
+        how = checkpoint.enough_steps(
+            config.sampling(preset, unet.dims, **overrides), loaded, asked="steps" in overrides
+        )
+        if where.type == "cpu":
+            memory.refuse_too_little(unet, FRAME if how.replace == "slices" else loaded.diffusion.window)
+        size = {"batch_size": batch_size, "at_most": at_most, "threads": threads, "limit": limit}
+        return cls(loaded, how, Plan.make(unet, where, precision=precision, **size))
+
+    def __post_init__(self) -> None:
+        """Move the network to its device."""
+        steps = self.weights.diffusion.steps
+        if self.sampling.steps > steps:
+            raise ConfigError(
+                f"{self.sampling.steps} steps asked for\n  The weights were trained with {steps}: ask for no more."
+            )
+        memory_format = MEMORY_FORMAT[self.weights.network.config.dims]
+        self.weights.network.to(self.plan.device, memory_format=memory_format)  # type: ignore[call-overload]
+
+    def inpaint(self, image: Any, mask: Any, *, seed: int = 0) -> Inpainting:
+        """Fill one scan.
+
+        Args:
+            image: T1 volume, X × Y × Z, as an array in LPS order with 1 mm voxels, or as a NIfTI image (or its path) in
+                any orientation; skull-stripped, background 0; what is inside the mask is ignored.
+            mask: likewise; more than 0.5 counts as mask.
+            seed: 0 or more; results depend on it, and on nothing else that is random.
+
+        Returns:
+            The filled scan and the standard deviation over the samples (``None`` for one sample), arrays for an
+            array, NIfTI images otherwise; float32.
+
+        Raises:
+            CaseError: naming every reason why the scan cannot be processed.
+        """
+        started = time.perf_counter()
+        images = nifti.as_image(image), nifti.as_image(mask)
+        loaded = cases.examine("the scan", *images, names=("image", "mask"))
+        scan = volume.prepare(loaded, dilate=self.dilate)
+        prepared = time.perf_counter()
+        (stack,) = self.fill([scan], seed=seed)
+        sampled = time.perf_counter()
+        filled = self.finish(stack)
+        timings = {"prepare": prepared - started, "fill": sampled - prepared, "finish": time.perf_counter() - sampled}
+
+        def like_the_input(volume_XYZ: np.ndarray | None) -> Any:
+            if volume_XYZ is None or isinstance(image, str | Path | Nifti1Image):
+                return None if volume_XYZ is None else volume.image_like(loaded, volume_XYZ)
+            return volume_XYZ.reshape(np.shape(image))
+
+        return Inpainting(like_the_input(filled.volume_XYZ), like_the_input(filled.std_XYZ), timings)
+
+    def fill(
+        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: Watch | None = None
+    ) -> Iterator[Stack]:
+        """Sample all windows of all scans, in batches across scans, and yield each scan's when they are complete.
+
+        Args:
+            scans: prepared scans; read as they are needed.
+            seed: of the noise.
+            keep: keep every single sample of a scan, too.
+            progress: is told the network passes of each scan, and each pass as it begins.
+        """
+        progress = progress or Watch(0, quiet=True)
+        complete: deque[Stack] = deque()
+
+        def tasks() -> Iterator[Task]:
+            for scan in scans:
+                stack = self.stack(scan, keep=keep)
+                self._open(stack, progress)
+                yield from stack.tasks()
+                if not stack.windows:
+                    complete.append(stack)
+
+        batches = windows.batches(tasks(), lambda: self.plan.batch_size)
+        at_once = {"at_once": self.plan.concurrent, "threads_each": threads_per_batch(torch.get_num_threads())}
+        sampled = concurrent.run(partial(self._sample, seed=seed), batches, progress.advance, **at_once)
+        for done, samples_N1V, seconds in sampled:
+            log.debug("%d windows of %s in %.2f s", len(done), nifti.times(samples_N1V.shape[2:]), seconds)
+            for task, sample_1V in zip(done, samples_N1V, strict=True):
+                task.stack.add(task, sample_1V[0])
+                task.stack.seconds += seconds / len(done)
+                if not task.stack.missing:
+                    complete.append(task.stack)
+            while complete:
+                yield complete.popleft()
+        yield from complete
+
+    def finish(self, stack: Stack) -> Filled:
+        """Add up, smooth and undo the preparation (paper §3.3).
+
+        Raises:
+            CaseError: when the network returned NaN, or the paper's rescaling finds no range of intensities.
+        """
+        scan, std_SHW = stack.scan, stack.std_SHW
+        if not np.isfinite(stack.mean_SHW).all():
+            raise CaseError(f"{scan.id}: the network returned NaN or infinity\n  Use other weights, or another device.")
+        samples_XYZ = (
+            self._undo(scan, stack.sample_SHW(number)) for number in range(stack.samples if stack.keep else 0)
+        )
+        std_XYZ = None if std_SHW is None else scan.spread(std_SHW)
+        return Filled(scan, self._undo(scan, stack.mean_SHW), std_XYZ, samples_XYZ)
+
+    def stack(self, scan: Scan, *, keep: bool = False) -> Stack:
+        """Return the windows of a scan that need filling."""
+        unet, whole = self.weights.network.config, self.sampling.replace == "slices"
+        how = Windowing.of(unet, self.weights.diffusion, most=self.plan.most_voxels, whole=whole)
+        found = windows.around(scan.mask_SHW, how)
+        if any(window.blends for window in found):
+            log.warning("%s: a region is too large for the memory, and is filled in overlapping parts", scan.id)
+        return Stack(scan, found, self.sampling.samples, keep and self.sampling.samples > 1)
+
+    @property
+    def dilate(self) -> float:
+        """Millimetres by which masks are grown before they are filled."""
+        return self.sampling.dilate
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything that results depend on."""
+        return {
+            "sampling": self.sampling.model_dump(mode="json"),
+            "weights": self.weights.sha256,
+            "diffusion": self.weights.diffusion.model_dump(mode="json"),
+            "precision": self.plan.precision,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Return the name of the weights, and the plan."""
+        return {"weights": str(self.weights)} | self.plan.facts()
+
+    def _undo(self, scan: Scan, stacked_SHW: np.ndarray) -> np.ndarray:
+        """Smooth a filled frame and put it into the scan."""
+        if self.sampling.replace == "slices" and scan.mask_SHW.any():
+            return scan.everywhere(volume.smooth(stacked_SHW, self.sampling.smoothing))
+        inside_SHW = np.where(scan.mask_SHW, stacked_SHW, scan.image_SHW)
+        return scan.inside(volume.smooth(inside_SHW, self.sampling.smoothing))
+
+    def _open(self, stack: Stack, progress: Watch) -> None:
+        """Count the work of a scan, and log how long the first one will take if that is long."""
+        passes = self.sampling.passes
+        if passes >= LONG and stack.windows and not progress.known and self.plan.device.type == "cpu":
+            seconds = passes * batch.estimate(stack, self.weights, self.plan)
+            log.info(
+                "%s takes %s network passes, on this CPU about %s; fewer --steps or another --preset are faster",
+                *(stack.scan.id, f"{stack.missing * passes:,}", duration(seconds)),
+            )
+        progress.open(stack.missing * passes)
+
+    def _sample(self, tasks: list[Task], on_pass: OnPass, *, seed: int) -> np.ndarray:
+        """Sample a batch of windows; with a smaller batch size from now on if memory runs out."""
+        sample = partial(batch.sample, weights=self.weights, sampling=self.sampling, seed=seed, on_pass=on_pass)
+        samples_N1V, size = batch.within_memory(sample, tasks, self.plan)
+        self.plan = self.plan.at_most(size)
+        return samples_N1V
