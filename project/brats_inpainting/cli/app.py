@@ -25,7 +25,10 @@ UNUSABLE, SOME_FAILED = 2, 3  # exit codes; 0 is success, 1 an internal error, 1
 
 app = typer.Typer(
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),  # --data_path is --data-path
+    },
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Fill lesions in brain MRI with plausible healthy tissue. Research use only.",
@@ -110,11 +113,7 @@ def finish(failed: dict[str, str]) -> None:
 
 
 def _normalised(args: list[str]) -> list[str]:
-    """Let --data_path be --data-path, -v and --quiet stand anywhere, and options without a task be those of infer."""
-    args = [
-        "=".join([arg.split("=", 1)[0].replace("_", "-"), *arg.split("=", 1)[1:]]) if arg.startswith("--") else arg
-        for arg in args
-    ]
+    """Accept -v and --quiet anywhere, and options without a task as those of infer."""
     loudness = [arg for arg in args if arg in LOUDNESS]
     rest = [arg for arg in args if arg not in LOUDNESS]
     if args and (not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help", "--version"))):
