@@ -32,8 +32,7 @@ MARGIN = 5  # voxels around the mask that are compared with its inside
 AROUND, REST = "around the mask", "rest of the tissue"
 STYLES = {"truth": "truth", AROUND: "rest", REST: "rest"}  # of the lines in charts; models have colours
 BINS = np.linspace(0, 1.2, 49)  # of the histogram, in shares of white
-HEAT = [(0, 0, 0), (190, 30, 60), (255, 170, 40), (255, 255, 220)]  # none … most uncertain
-BALANCE = [(60, 130, 255), (20, 40, 90), (40, 40, 40), (100, 25, 25), (255, 80, 60)]  # darker … equal … brighter
+UNCERTAINTY, DIFFERENCE = "inferno", "berlin"  # matplotlib's colormaps: black is none, blue is darker, red brighter
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -102,7 +101,7 @@ class Page:
         Raises:
             ConfigError: when what the page needs is not installed.
         """
-        if missing := [name for name in ("jinja2", "PIL") if not importlib.util.find_spec(name)]:
+        if missing := [name for name in ("jinja2", "matplotlib", "PIL") if not importlib.util.find_spec(name)]:
             raise container.missing(f"the report needs {' and '.join(missing)}", "report")
         if viewer and not importlib.util.find_spec("nilearn"):
             raise container.missing("the viewer needs nilearn", "example")
@@ -169,10 +168,10 @@ def _plane(exam: Exam, name: str) -> Shown:
         for model in exam.fills:
             off_RC = np.clip(greys[model] - greys["truth"], -0.5, 0.5) + 0.5
             view = f"{model} − truth" if len(exam.fills) > 1 else "difference from the truth"
-            images[view] = np.where(scored_RC[..., None], _coloured(off_RC, BALANCE), images["truth"] * 0.5)
+            images[view] = np.where(scored_RC[..., None], _coloured(off_RC, DIFFERENCE), images["truth"] * 0.5)
     if exam.std_XYZ is not None:
         std_RC = np.clip(plane.cut(exam.std_XYZ) / level / 0.1, 0, 1)
-        images["uncertainty"] = np.where(mask_RC[..., None], _coloured(std_RC, HEAT), images["voided"] * 0.5)
+        images["uncertainty"] = np.where(mask_RC[..., None], _coloured(std_RC, UNCERTAINTY), images["voided"] * 0.5)
     where = f"{name}, slice {plane.index}"
     pictures = [Picture(view, _data(image), f"{exam.id}: {view}, {where}") for view, image in images.items()]
     edge_RC = mask_RC & ~ndimage.binary_erosion(mask_RC)
@@ -182,10 +181,11 @@ def _plane(exam: Exam, name: str) -> Shown:
     return Shown(where, plane.left, pictures, _data(outline), max(0.0, low), min(100.0, high))
 
 
-def _coloured(share_RC: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
-    """Map 0 … 1 to colours, evenly spaced: R × C × 3 in [0, 1]."""
-    places = np.linspace(0, 1, len(colours))
-    return np.stack([np.interp(share_RC, places, channel) / 255 for channel in np.array(colours).T], axis=-1)
+def _coloured(share_RC: np.ndarray, colormap: str) -> np.ndarray:
+    """Map 0 … 1 to the colours of a colormap: R × C × 3 in [0, 1]."""
+    from matplotlib import colormaps
+
+    return colormaps[colormap](share_RC)[..., :3]
 
 
 def _data(image_RCc: np.ndarray) -> str:
