@@ -19,7 +19,7 @@ SOURCE ?= $(shell git config remote.origin.url | grep ^https:)
 BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%) \
 	$(SOURCE:%=--build-arg SOURCE=%) $(REVISION:%=--build-arg REVISION=%)
 
-.PHONY: demo example test reliability test-container lint image wheelhouse submission
+.PHONY: demo example test reliability test-container lint licences image wheelhouse submission
 
 OTHERS := biharmonic telea mirror
 demo: $(READY)  ## fill a lesion in a person's brain with the bundled weights and without a network, score the fills, draw them
@@ -49,6 +49,9 @@ lint: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+licences: $(READY)  ## the table of docs/licences.md, from what is installed
+	$(BIN)/python -m tests.licences
 
 # From a wheelhouse, if there is one, the image is built without any registry; the wheels are served on the loopback.
 image:  ## build the container; TORCH=cpu for the small one
