@@ -36,6 +36,7 @@ def read(path: Path) -> Nifti1Image:
         CaseError: when it is missing, damaged, or no volume of numbers.
     """
     try:
+        # Not from_bytes: the chunked, bounded read below would remain, and each image would keep its file in memory.
         with muted():  # of oddities in a header that change nothing
             image = _kind(path).from_filename(path)
         check(image, path.name)
