@@ -19,7 +19,7 @@ from typing import NamedTuple
 import yaml
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("project", "tests", "workspace", "pyproject.toml")  # of the tree, by the tests
+NEEDED = ("project", "studies", "tests", "workspace", "pyproject.toml")  # of the tree, by the tests
 CAUGHT = 1  # pytest's exit status when tests ran and some failed; others mean that they could not be run
 
 

@@ -1,119 +1,48 @@
-"""What `benchmark` measures: the reference is ours in other steps, peers do the same work, figures add up."""
+"""The command benchmark: one case at each preset, with its time and memory; and how its processes are set up."""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from brats_inpainting import cli, host
-from brats_inpainting.benchmark import case, ceilings, passes, peers, report, run
-from brats_inpainting.benchmark.reference import Reference
-from brats_inpainting.benchmark.subject import Subject, apart, peak_bytes
-from brats_inpainting.config import DiffusionConfig, UNetConfig
+from brats_inpainting import cli, host, memory
+from brats_inpainting.benchmark import apart
+from brats_inpainting.config import PRESETS
 
 from .conftest import lesion, write_case
-from .golden import SMALL, distance, network, rnd
 
-TINY = UNetConfig(width=32, multipliers=(1, 2), blocks=1, attention_at=(2,))
-SUBJECT = Subject("tiny", TINY, DiffusionConfig(), side=16, batch=2, device="cpu", precision="fp32")
 SHAPE = (64, 64, 12)
 
 
-def test_the_eager_reference_gives_guided_diffusions_output():
-    reference = Reference(network(SMALL))
-    with torch.inference_mode():
-        assert distance(reference(rnd("unet_x", (2, 3, 64, 64)), torch.tensor([7, 900])), "small_out") < 1e-4
-
-
-def test_what_a_pass_overwrites_is_not_missed_on_the_way_back():
-    x, t, gradients = rnd("unet_x", (2, 3, 16, 16)), torch.tensor([7, 900]), []
-    for wrap in (lambda net: net, Reference):
-        net = network(SMALL).requires_grad_()
-        wrap(net)(x, t).square().mean().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
-    ours, theirs = gradients
-    assert (ours - theirs).norm() < 1e-5 * theirs.norm()  # float32 sums in another order
-
-
-def test_every_convolution_of_a_pass_is_counted():
-    flops, alone = ceilings.convolutions(SUBJECT.network(), SUBJECT)
-    layers = [m for m in SUBJECT.network().modules() if isinstance(m, torch.nn.Conv1d | torch.nn.Conv2d)]
-    assert sum(found.times for found in alone) == len(layers)
-    stem = next(found for found in alone if found.shape.weight == (32, 3, 3, 3))
-    assert stem.flops == 2 * 2 * 16 * 16 * 32 * 3 * 9  # multiply and add, slices, pixels, channels out and in, kernel
-    assert 0.8 * flops < sum(found.times * found.flops for found in alone) <= flops  # the rest is attention, embedding
-
-
-def test_a_step_is_measured_beside_its_own_convolutions_and_drawn(tmp_path):
-    found = passes.measure(SUBJECT)
-    assert found.seconds > 0
-    assert found.peak > 1e8  # torch alone takes that
-    assert found.ceiling > 0
-    assert 0 < sum(found.operators.values()) <= 1
-    assert all(share > passes.SHARE for share in found.operators.values())
-    fewer = replace(found, convolutions=found.convolutions[:1])
-    assert coloured([found], tmp_path) > coloured([fewer], tmp_path) > coloured([], tmp_path) == 0
-
-
-def coloured(measured, folder):
-    """Count the pixels of matplotlib's first colour in the picture of some passes."""
-    machine = {"gpu": "none", "processor": "this one", "precision": "fp32"}
-    report.roofline(run.Results(machine, {"fp32": 1e11, "copy": 1e10}, measured), folder / "roofline.png")
-    with Image.open(folder / "roofline.png") as image:
-        red, _, blue = (channel.astype(int) for channel in np.moveaxis(np.asarray(image.convert("RGB")), 2, 0))
-    return np.count_nonzero(blue - red > 40)
-
-
-def test_peers_do_the_same_work_and_the_reference_gives_the_same_numbers():
-    found = {peer.name: peer for peer in peers.compare(SUBJECT, rounds=2)}
-    assert {"ours", "eager reference", "diffusers UNet2DModel", "MONAI DiffusionModelUNet"} <= set(found)
-    ours = found["ours"]
-    assert ours.distance == 0
-    assert 0 < found["eager reference"].distance < 1e-5  # float32 sums in another order
-    for peer in found.values():
-        assert len(peer.seconds) == 2
-        assert abs(peer.flops / ours.flops - 1) < 0.05  # of their embeddings and attention
-    twice = replace(ours, seconds=[2 * second for second in ours.seconds], flops=4 * ours.flops)
-    assert twice.ratio(ours) == pytest.approx(0.5)
-
-
-def test_a_case_is_measured_by_phase_and_scaled_from_what_was_done(tmp_path):
-    write_case(tmp_path, "a")
-    found = case.measure("small-2", "paper", tmp_path, "cpu", "fp32", (2, 3))
-    assert found.windows == lesion(SHAPE).any(axis=(0, 1)).sum()
-    assert (found.passes, found.measured) == (1000 * found.windows, 2 * 3)
-    assert list(found.seconds) == ["load", "prepare", "undo", "save", "network", "sampler arithmetic"]
-    assert min(found.seconds.values()) > 0
-    assert 0 < found.other_share < 0.5
-
-
-def test_the_command_writes_tables_numbers_and_a_picture(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "BATCHES", (1,))
+def test_a_case_is_measured_at_each_preset(tmp_path, tiny_weights, capsys):
     write_case(tmp_path / "cases", "a")
-    write_case(tmp_path / "cases", "b", seed=1)
-    where = ["--data-path", str(tmp_path / "cases"), "--report-path", str(tmp_path / "report")]
+    where = ["--data-path", tmp_path / "cases", "--report-path", tmp_path / "report", "--weights", tiny_weights]
+    asked = ["benchmark", "--preset", "fast", "--preset", "uncertainty", "--device", "cpu", "--rounds", "2", *where]
     with pytest.raises(SystemExit) as ended:
-        cli.main(
-            ["benchmark", "--network", "small-2", "--part", "ceilings", "--part", "passes", "--part", "cases", *where]
-        )
+        cli.main([str(word) for word in asked])
     assert not ended.value.code
-    printed = capsys.readouterr().out
     written = json.loads((tmp_path / "report" / "benchmark.json").read_text())
-    assert f"{written['ceilings']['fp32'] / 1e9:,.0f} GFLOP/s" in printed
-    assert written["passes"][0]["subject"]["unet"]["width"] == 32
-    assert [found["preset"] for found in written["phases"]] == ["fast", "paper"]
-    assert written["row"]["cases"] == 2
-    assert written["row"]["network"] < written["row"]["one_by_one"]
-    assert min(written["row"][way] for way in ("side_by_side", "in_turn")) > 0
-    assert "One denoising step" in (tmp_path / "report" / "benchmark.md").read_text()
-    with Image.open(tmp_path / "report" / "roofline.png") as image:
-        assert image.size == (880, 550)
+    assert written["machine"]["CPUs"] == str(host.cpus())
+    assert [cost["preset"] for cost in written["presets"]] == ["fast", "uncertainty"]
+    slices = lesion(SHAPE).any(axis=(0, 1)).sum()
+    for cost in written["presets"]:
+        how = PRESETS[cost["preset"]][2]
+        assert (cost["weights"], cost["windows"]) == ("tiny", slices)
+        assert cost["passes"] == slices * how.passes * how.samples
+        assert len(cost["seconds"]) == 2
+        assert 1e8 < cost["memory"] < 2e9  # torch alone takes the first
+    assert f"{written['presets'][0]['memory'] / 1e9:.2f} GB" in capsys.readouterr().out
+    assert "| uncertainty | tiny | fp32 |" in (tmp_path / "report" / "benchmark.md").read_text()
+
+
+def test_an_unknown_preset_exits_with_2(tmp_path, capfd):
+    write_case(tmp_path, "a")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["benchmark", "--preset", "quick", "--data-path", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "quick" in capfd.readouterr().err
 
 
 def grown(turns):
@@ -137,4 +66,4 @@ def test_what_the_environment_says_is_left_alone():
     done = subprocess.run([sys.executable, "-c", settled], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "7\n"
     assert host.cpus() >= 1
-    assert peak_bytes("cpu") > 1e8
+    assert memory.peak() > 1e8

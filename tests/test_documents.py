@@ -1,9 +1,7 @@
-"""What the documents say of the bundled weights is what the files beside them say; every measurement can be asked."""
+"""What the documents say of the bundled weights is what the files beside them say."""
 
 import csv
-import importlib
 import statistics
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 from brats_inpainting.config import BUNDLED, BUNDLED_WEIGHTS, PRESETS, TrainConfig
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.parameters import read_recipe
-from tests.benchmarks import rows
+from studies import rows
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -26,7 +24,6 @@ FINE = {"ssim": ".4f", "psnr": ".2f", "mse": ".5f"}
 COARSE = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f"}
 SOURCES = {"90101": "ds000011", "90203": "coreg_qa"}
 MORE = ("sharpness", "stripes")
-FILES = sorted((ROOT / "tests" / "benchmarks").glob("*.py"))
 
 
 def table(name):
@@ -141,12 +138,3 @@ def test_the_bundled_recipe_is_that_of_the_weights_last_run():
 
 def test_training_tells_every_recipe():
     assert not [row for row in table("recipes.csv") if f"{float(row['psnr']):.2f}" not in TRAINING]
-
-
-@pytest.mark.parametrize("name", [path.stem for path in FILES if "def main" in path.read_text()])
-def test_every_measurement_says_how_it_is_asked(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [name, "--help"])
-    with pytest.raises(SystemExit) as stop:
-        importlib.import_module(f"tests.benchmarks.{name}").main()
-    assert stop.value.code == 0
-    assert "usage:" in capsys.readouterr().out

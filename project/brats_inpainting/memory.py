@@ -6,6 +6,8 @@ On a CPU running out of memory cannot be caught.
 from __future__ import annotations
 
 import re
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -89,6 +91,14 @@ def free(root: Path = Path("/")) -> int | None:
     system = re.search(r"MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"))
     found = [int(system[1]) * 1024] if system else []
     return min(found + _headrooms(root), default=None)
+
+
+def peak() -> int:
+    """Return the largest resident memory that this process has had, in bytes, PyTorch included."""
+    if own := re.search(r"VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status"))):
+        return int(own[1]) * 1024  # not inherited from the parent on Linux, as the other is
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _headrooms(root: Path) -> list[int]:

@@ -9,8 +9,7 @@ import sys
 
 import torch
 
-from brats_inpainting import runtime
-from brats_inpainting.benchmark.subject import peak_bytes
+from brats_inpainting import memory, runtime
 from brats_inpainting.config import BUNDLED, FRAME, UNetConfig
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
@@ -19,7 +18,7 @@ from brats_inpainting.diffusion.unet import UNet
 
 def peak():
     """Return the most memory that this process has had, in MB."""
-    return peak_bytes("cpu") / 2**20
+    return memory.peak() / 2**20
 
 
 @torch.inference_mode()

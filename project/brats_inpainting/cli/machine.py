@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from brats_inpainting.cli.app import PrecisionName, app, option, out, wide
-
-BenchmarkPart = StrEnum("BenchmarkPart", ["ceilings", "passes", "peers", "cases"])
-BenchmarkNetwork = StrEnum("BenchmarkNetwork", ["paper", "small-2", "volume-1"])
+from brats_inpainting.cli.app import PrecisionName, WeightsFile, app, log, option, out, wide
+from brats_inpainting.config import PRESETS, weights_path
+from brats_inpainting.progress import duration
 
 
 @app.command()
@@ -24,40 +23,38 @@ def info() -> None:
 @app.command()
 def benchmark(
     data_path: Annotated[
-        Path | None, option("data-path", "Folder of cases to be filled. Default: the example case.")
+        Path | None, option("data-path", "Folder of cases; the first one is filled. Default: the example case.")
     ] = None,
-    report_path: Annotated[
-        Path | None, option("report-path", "Folder for benchmark.json, benchmark.md and roofline.png.")
+    report_path: Annotated[Path | None, option("report-path", "Folder for benchmark.json and benchmark.md.")] = None,
+    preset: Annotated[
+        list[str] | None, option("preset", f"{', '.join(PRESETS)}; may be repeated. Default: all but paper.")
     ] = None,
-    part: Annotated[
-        list[BenchmarkPart] | None, option("part", "What to measure; may be given several times. Default: all.")
-    ] = None,
-    network: Annotated[
-        list[BenchmarkNetwork] | None, option("network", "Which; may be given several times. Default: all.")
-    ] = None,
-    rounds: Annotated[int, option("rounds", "Turns that our network and its peers take.", min=1)] = 5,
-    device: Annotated[str, option("device", "auto, cpu, cuda.")] = "auto",
+    weights: WeightsFile = None,
+    rounds: Annotated[int, option("rounds", "Fill the case several times; the median counts.", min=1)] = 1,
+    device: Annotated[str, option("device", "auto, cpu, cuda, cuda:1, mps.")] = "auto",
     precision: PrecisionName = "auto",
 ) -> None:
-    """Measure speed and memory: the machine's limits, a pass beside them and beside others, a whole case by phase."""
+    """Measure how long one case takes on this machine, and how much memory, for each preset."""
+    from brats_inpainting import benchmark as bench
     from brats_inpainting import files
-    from brats_inpainting.benchmark import report as reporting
-    from brats_inpainting.benchmark import run
-    from brats_inpainting.data import cases
+    from brats_inpainting.data import cases, example
+    from brats_inpainting.device import choose_device
 
-    if data_path:  # what cannot be filled is told now, not after a quarter of an hour
-        cases.load(cases.find(data_path)[0])
     if report_path:
         files.make_writable(report_path)
-    results = run.run(
-        device=device,
-        precision=precision,
-        networks=network or tuple(run.NETWORKS),
-        parts=part or run.PARTS,
-        rounds=rounds,
-        data_path=data_path,
-    )
-    for grid in reporting.grids(results):
+    facts, costs = bench.machine(choose_device(device)), []
+    with tempfile.TemporaryDirectory() as folder:
+        if not data_path:
+            data_path = example.write_example(Path(folder)).parent
+        case = cases.find(data_path)[0]
+        cases.load(case)  # an unusable case is reported before anything is measured
+        for name in preset or [name for name in PRESETS if name != "paper"]:
+            log.info("preset %s …", name)
+            loading = {"weights": weights_path(weights, name), "device": device, "precision": precision}
+            cost = bench.measure(name, case, rounds=rounds, **loading)
+            log.info("preset %s: %s", name, ", ".join(map(duration, cost.seconds)))
+            costs.append(cost)
+    for grid in bench.grids(facts, costs):
         wide.print(grid.rich())
-    for path in reporting.write(results, report_path) if report_path else ():
+    for path in bench.write(facts, costs, report_path) if report_path else ():
         out.print(f"written: {path}")

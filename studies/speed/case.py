@@ -1,4 +1,4 @@
-"""A whole case, from the files to the file, phase by phase."""
+"""The phases of a whole case, from its files to the filled file."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from typing import cast
 from torch import Tensor, nn
 
 from brats_inpainting import memory
-from brats_inpainting.benchmark import subject
-from brats_inpainting.config import BUNDLED_WEIGHTS, DEFAULT_PRESET
+from brats_inpainting.config import Precision
 from brats_inpainting.data import cases, volume
-from brats_inpainting.device import Precision
+from brats_inpainting.data.volume import Scan
+from brats_inpainting.data.windows import Stack
 from brats_inpainting.diffusion.unet import UNet
-from brats_inpainting.folder import Run
-from brats_inpainting.infer import Inpainter
+from brats_inpainting.inpainter import Inpainter
+from studies.speed import subject
 
 NETWORK, SAMPLER = "network", "sampler arithmetic"
-ALL = 10**6  # windows
 
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds of a case by phase, after one case to warm up; the most memory, in bytes, that the process took.
+    """Seconds of a case by phase, after one case to warm up, and the peak of the process's memory in bytes.
 
     Network and sampler were timed on ``measured`` of the ``passes`` (windows × steps) that the case needs, and scaled.
     """
@@ -45,20 +44,6 @@ class Phases:
         return 1 - self.seconds[NETWORK] / sum(self.seconds.values())
 
 
-@dataclass(frozen=True)
-class Row:
-    """Seconds of several cases: in a row, with batches side by side, as ``infer`` has them, or in turn; one by one.
-
-    ``network`` is the network's alone, in the cases one by one.
-    """
-
-    cases: int
-    side_by_side: float
-    in_turn: float
-    one_by_one: float
-    network: float
-
-
 class Timed(nn.Module):
     """A network that counts the seconds it takes."""
 
@@ -74,10 +59,24 @@ class Timed(nn.Module):
         return out[0]
 
 
+@dataclass
+class First(Inpainter):
+    """Fills the first windows of a scan only; ``todo`` is how many it has."""
+
+    limit: int = 0
+    todo: int = 0
+
+    def stack(self, scan: Scan, *, keep: bool = False) -> Stack:
+        """Return the first windows."""
+        stack = super().stack(scan, keep=keep)
+        self.todo = len(stack.windows)
+        return replace(stack, windows=stack.windows[: self.limit])
+
+
 def measure(
     network: str, preset: str, data_path: Path, device: str, precision: Precision, limits: tuple[int, int]
 ) -> Phases:
-    """Fill the first case of a folder.
+    """Fill the first case of a folder, one batch after another.
 
     Args:
         network: bundled weights by name, or ``paper`` with random ones, which cost the same as trained ones.
@@ -85,7 +84,7 @@ def measure(
         data_path: folder of cases.
         device: where the network runs.
         precision: its precision.
-        limits: the most windows and the most steps that are really done; network and sampler are scaled from them.
+        limits: the most windows and the most steps that are done; network and sampler are scaled from them.
     """
     inpainter, timed = _inpainter(network, preset, device, precision)
     whole = inpainter.sampling
@@ -99,41 +98,21 @@ def measure(
     return Phases(network, preset, todo, passes, measured, seconds, subject.peak_bytes(device))
 
 
-def in_a_row(data_path: Path, device: str, precision: Precision) -> Row:
-    """Fill all cases of a folder with the default network as ``infer`` does, and each on its own before."""
-    inpainter, timed = _inpainter(BUNDLED_WEIGHTS.stem, DEFAULT_PRESET, device, precision)
-    found = cases.find(data_path)
-    _fill(inpainter, timed, found[0], ALL)
-    alone = [_fill(inpainter, timed, case, ALL)[0] for case in found]
-    several = Inpainter.load(device=device, precision=precision)
-    side_by_side, in_turn = (_in_a_row(each, found) for each in (several, replace(several, side_by_side=1)))
-    whole = sum(sum(each.values()) for each in alone)
-    return Row(len(found), side_by_side, in_turn, whole, sum(each[NETWORK] for each in alone))
-
-
-def _in_a_row(inpainter: Inpainter, found: list[cases.Case]) -> float:
-    """Fill cases into a folder; return the seconds."""
-    with tempfile.TemporaryDirectory() as output:
-        run = Run(inpainter, {Path(output) / cases.output_name(case.id): case for case in found}, quiet=True)
-        run.start("error")
-        return subject.seconds(run.go, str(inpainter.device))
-
-
-def _inpainter(network: str, preset: str, device: str, precision: Precision) -> tuple[Inpainter, Timed]:
+def _inpainter(network: str, preset: str, device: str, precision: Precision) -> tuple[First, Timed]:
     """Load bundled weights, or put the paper's network in the place of slice-wise ones; every pass is timed."""
     bundled = "small-2" if network == "paper" else network
     inpainter = Inpainter.load(bundled, preset=preset, device=device, precision=precision)
-    weights, size = inpainter.weights, inpainter.batch_size
+    weights, plan = inpainter.weights, inpainter.plan
     if network == "paper":
         papers = subject.Subject.of("paper", 1, device, precision)
         weights = replace(weights, network=papers.network(), diffusion=papers.diffusion)
-        size = memory.plan(papers.unet, size) if device == "cpu" else size
+        plan = plan.at_most(memory.batch_size(papers.unet, plan.batch_size)) if device == "cpu" else plan
     timed = Timed(weights.network, device)
     weights = replace(weights, network=cast("UNet", timed))
-    return Inpainter(weights, inpainter.sampling, inpainter.device, size, precision), timed
+    return First(weights, inpainter.sampling, replace(plan, concurrent=1)), timed
 
 
-def _fill(inpainter: Inpainter, timed: Timed, case: cases.Case, limit: int) -> tuple[dict[str, float], int, int]:
+def _fill(inpainter: First, timed: Timed, case: cases.Case, limit: int) -> tuple[dict[str, float], int, int]:
     """Fill a case, or its first windows; return the seconds by phase, the windows it has, and those that were done."""
     times = {"start": time.perf_counter()}
 
@@ -146,15 +125,13 @@ def _fill(inpainter: Inpainter, timed: Timed, case: cases.Case, limit: int) -> t
         scan = volume.prepare(loaded)
         lap("prepare")
         timed.seconds = 0.0
-        stack = inpainter.stack(scan)
-        todo = len(stack.windows)
-        stack = replace(stack, windows=stack.windows[:limit])
-        list(inpainter.fill([stack]))
+        inpainter.limit = limit
+        (stack,) = inpainter.fill([scan])
         lap("fill")
-        result_XYZ, _ = inpainter.finish(stack)
+        filled = inpainter.finish(stack)
         lap("undo")
-        volume.save(volume.image_like(loaded, result_XYZ), Path(folder) / "filled.nii.gz")
+        volume.save(volume.image_like(loaded, filled.volume_XYZ), Path(folder) / "filled.nii.gz")
         lap("save")
     seconds = {name: times[name] - times[before] for before, name in pairwise(times)}
     seconds |= {NETWORK: timed.seconds, SAMPLER: seconds.pop("fill") - timed.seconds}
-    return seconds, todo, len(stack.windows)
+    return seconds, inpainter.todo, len(stack.windows)

@@ -1,6 +1,6 @@
 """Which recipe trains best: one factor at a time, scored on subjects that training never saw.
 
-usage: python -m tests.benchmarks.recipes --data TRAIN --validation VAL --work FOLDER [--table docs/recipes.csv]
+usage: python -m studies.recipes --data TRAIN --validation VAL --work FOLDER [--table docs/recipes.csv]
            [--seed 0] [--factor NAME …]
 
 Every run is small-1.yaml with Muon, one change and 3200 windows of 4.65 to 5.0 GFLOP a pass: about seven minutes on two
@@ -17,12 +17,13 @@ import subprocess
 import time
 from pathlib import Path
 
+from brats_inpainting import runtime
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.parameters import read_recipe
 from brats_inpainting.train import train
-from tests.benchmarks import rows
+from studies import rows
 
-FIRST = Path(__file__).parents[2] / "workspace" / "parameters" / "small-1.yaml"
+FIRST = Path(__file__).parents[1] / "workspace" / "parameters" / "small-1.yaml"
 BUDGET = {
     "compile": True,
     "optimiser": "muon",
@@ -85,6 +86,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--factor", nargs="*", default=list(VARIANTS))
     args = parser.parse_args()
+    runtime.settle()
     for factor in args.factor:
         for variant, change in VARIANTS[factor].items():
             run = {"factor": factor, "variant": variant, "seed": args.seed}

@@ -1,6 +1,6 @@
 """What it costs when scans look different, or lie differently: changed, filled and scored.
 
-usage: python -m tests.benchmarks.robustness --data-path VAL [--weights FILE] [--cases 90041-000 …]
+usage: python -m studies.robustness --data-path VAL [--weights FILE] [--cases 90041-000 …]
            [--table docs/validation/robustness.csv]
 
 The healthy mask alone is filled. Changes of intensity are taken back before a fill is scored against the truth as it
@@ -15,15 +15,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from brats_inpainting.infer import Inpainter
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from brats_inpainting import metrics
+from brats_inpainting import metrics, runtime
 from brats_inpainting.data import cases
 from brats_inpainting.evaluate import examine
+from brats_inpainting.inpainter import Inpainter
 from brats_inpainting.pictures import white
-from tests.benchmarks import rows
+from studies import rows
 
 SCORES = ("ssim", "psnr", "mse")
 CASES = ("90041-000", "90052-001", "90065-001")  # their healthy masks fit into one box each
@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--cases", nargs="*", default=CASES)
     args = parser.parse_args()
+    runtime.settle()
     inpainter = Inpainter.load(args.weights)
     key = rows.of(inpainter) | {"sampling": inpainter.sampling}
     for case in cases.find(args.data_path):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from brats_inpainting.benchmark import ceilings
-from brats_inpainting.benchmark.subject import TIMESTEP, Subject, median, peak_bytes
 from brats_inpainting.device import autocast
 from brats_inpainting.diffusion.process import Denoiser, Schedule
+from studies.speed import ceilings
+from studies.speed.subject import TIMESTEP, Subject, median, peak_bytes
 
 SHARE = 0.05  # operators that take less are not named
 

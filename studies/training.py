@@ -1,6 +1,6 @@
 """Windows a second of our training step beside a guided-diffusion-style one, and of the loader; all in one run.
 
-usage: python -m tests.benchmarks.training [--data FOLDER] [--recipe small.yaml] [--batch 8] [--rounds 5]
+usage: python -m studies.training [--data FOLDER] [--recipe small.yaml] [--batch 8] [--rounds 5]
 
 Both steps train the same network from the same numbers, in float32 and in turns, so that a busy machine slows both.
 The other loop is written after guided-diffusion's: contiguous layout, gradients zeroed one by one, norms of gradients
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from brats_inpainting import runtime
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import cache, dataset
 from brats_inpainting.data.augment import Batch
@@ -26,7 +27,7 @@ from brats_inpainting.loss import terms
 from brats_inpainting.parameters import read_recipe
 from brats_inpainting.state import State
 
-RECIPES = Path(__file__).parents[2] / "workspace" / "parameters"
+RECIPES = Path(__file__).parents[1] / "workspace" / "parameters"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SUBJECTS = 1251  # of the challenge
 
@@ -38,6 +39,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    runtime.settle()
     recipe = read_recipe(RECIPES / args.recipe)
     recipe = recipe.model_copy(update={"batch_size": args.batch, "precision": "fp32"})
     print(f"{args.recipe}, batches of {args.batch} on {DEVICE}, {torch.get_num_threads()} threads")

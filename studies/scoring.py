@@ -1,6 +1,6 @@
 """Our scores beside the official package's: the same figures, seconds and memory, in one run.
 
-usage: python -m tests.benchmarks.scoring --predictions FOLDER --data-path FOLDER [--cases 10]
+usage: python -m studies.scoring --predictions FOLDER --data-path FOLDER [--cases 10]
 
 Each case is scored by either in a process of its own, in turns, from the files on; the memory is the process's peak.
 """

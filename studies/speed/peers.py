@@ -1,6 +1,6 @@
 """Our network beside others that do the same work, in turns: each in a process of its own, as its users run it.
 
-Only how long threads spin before they sleep is the same for all: what the command line sets, or the environment says.
+Only how long threads spin before they sleep is the same for all: ``GOMP_SPINCOUNT`` as in ``studies/__init__.py``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from brats_inpainting import runtime
-from brats_inpainting.benchmark import subject as subjects
-from brats_inpainting.benchmark.reference import Reference
-from brats_inpainting.benchmark.subject import TIMESTEP, Subject, peak_bytes
-from brats_inpainting.config import UNetConfig
-from brats_inpainting.device import Precision, autocast
+from brats_inpainting.config import Precision, UNetConfig
+from brats_inpainting.device import autocast
+from studies.speed import subject as subjects
+from studies.speed.reference import Reference
+from studies.speed.subject import TIMESTEP, Subject, peak_bytes
 
 
 @dataclass(frozen=True)

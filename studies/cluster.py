@@ -1,6 +1,6 @@
 """What it costs to share cases out: time per case and memory of scheduler and client, for more and more tiny cases.
 
-usage: python -m tests.benchmarks.cluster WORK [--cases 250 500 1000 2000] [--workers 2] [--picture docs/cluster.png]
+usage: python -m studies.cluster WORK [--cases 250 500 1000 2000] [--workers 2] [--picture docs/cluster.png]
 
 A case takes some hundredths of a second here, so that the overhead shows: it is the workers' time per case less what
 one process of one thread takes. Writes a table to stdout and a plot.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brats_inpainting.benchmark.subject import TIMESTEP, Subject, best
-from brats_inpainting.device import DTYPES, Precision, autocast
+from brats_inpainting.config import PRECISIONS, Precision
+from brats_inpainting.device import autocast
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
+from studies.speed.subject import TIMESTEP, Subject, best
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -39,7 +40,7 @@ class Convolution:
 def matrix_product(precision: Precision, device: str) -> float:
     """Return the FLOP/s of a large square matrix product."""
     n = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device).to(DTYPES[precision]) for _ in range(2))
+    a, b = (torch.randn(n, n, device=device).to(getattr(torch, PRECISIONS[precision])) for _ in range(2))
     return 2 * n**3 / best(lambda: a @ b, device)
 
 
@@ -77,7 +78,7 @@ def _alone(shape: Shape, times: int, subject: Subject) -> Convolution:
     c_out, c_in, *kernel = shape.weight
     dims = len(kernel)
     layer = CONVOLUTIONS[dims - 1](c_in, c_out, kernel[0], stride=shape.stride, padding=kernel[0] // 2)
-    dtype = DTYPES[subject.precision]
+    dtype = getattr(torch, PRECISIONS[subject.precision])
     x = torch.randn(shape.x, dtype=dtype, device=subject.device)
     layer.to(subject.device, dtype)
     if dims in MEMORY_FORMAT:

@@ -1,4 +1,4 @@
-"""What is measured: a network with inputs of one size on one device; and processes of their own to measure it in.
+"""A network with inputs of one size on one device, and how its time and memory are taken.
 
 Shapes: N windows, C channels, V the axes of a window.
 """
@@ -6,22 +6,18 @@ Shapes: N windows, C channels, V the axes of a window.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from brats_inpainting import runtime
-from brats_inpainting.config import BUNDLED, FRAME, DiffusionConfig, UNetConfig
-from brats_inpainting.device import Precision
+from brats_inpainting import memory
+from brats_inpainting.config import BUNDLED, FRAME, DiffusionConfig, Precision, UNetConfig
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.diffusion.unet import UNet
@@ -94,27 +90,14 @@ def _turns(work: Callable[[], Any], device: str, turns: int, at_most: float) -> 
 
 
 def peak_bytes(device: str) -> int:
-    """Return the most memory this process ever held: on the GPU, or resident in main memory, torch itself included."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:  # Linux lets a child inherit its parent's peak, but not this one
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Return the largest memory that this process has held: allocated on the GPU, or resident, PyTorch included."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else memory.peak()
 
 
-def process(prepare: Callable[..., None] = runtime.settle, *args: Any) -> ProcessPoolExecutor:
-    """Return a fresh process that does one thing at a time; its peak of memory is its own."""
+def process(prepare: Callable[..., None], *args: Any) -> ProcessPoolExecutor:
+    """Return a new process that does one thing at a time; its peak of memory is its own."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, mp_context=context, initializer=prepare, initargs=args)
-
-
-def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in a process of its own, arranged as the command line arranges its own."""
-    with process() as alone:
-        return alone.submit(function, *args).result()
 
 
 def _wait(device: str) -> None:

@@ -1,6 +1,6 @@
 """The network as guided-diffusion runs it: one operation after the other, contiguous, a timestep embedding a slice.
 
-It takes the parameters of ours and gives the same numbers (tests/test_benchmark.py); only how it goes about it differs.
+It takes the parameters of ours and gives the same numbers (tests/test_studies.py); only how it goes about it differs.
 Shapes: S slices, C channels, H W in-plane, N = H·W positions, E time-embedding features.
 """
 

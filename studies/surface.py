@@ -1,34 +1,36 @@
 """Scores and texture against network passes: samplers, steps, samples, flips and smoothing of the 3D network.
 
-usage: python -m tests.benchmarks.surface --data-path VAL [--table docs/surface.csv] [--part 0 --parts 1]
+usage: python -m studies.surface --data-path VAL [--table docs/surface.csv] [--part 0 --parts 1]
 
-Three validation cases; of each the window that the healthy mask is in. Settings in the table are not run again; --part
+All validation cases; of each the windows that the healthy mask is in. Settings in the table are not run again; --part
 and --parts share the settings among processes.
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from brats_inpainting.infer import Inpainter
 
-from brats_inpainting import metrics
+from brats_inpainting import metrics, runtime
 from brats_inpainting.config import sampling
 from brats_inpainting.data import cases, volume
 from brats_inpainting.evaluate import examine
-from tests.benchmarks import rows
+from brats_inpainting.inpainter import Inpainter
+from studies import rows
 
-CASES = ("90041-000", "90052-001", "90065-001")  # their healthy masks fit into one window each
 FINISHES = {"none": 0, "along z": (0, 0, 0.5), "0.5": 0.5}
 SETTINGS = [
-    {"steps": 1, "spacing": "trailing"},
-    {"steps": 2, "spacing": "trailing"},
-    {"steps": 8, "spacing": "trailing"},
-    {"steps": 8, "spacing": "even"},
-    {"steps": 4, "spacing": "trailing"},
-    {"steps": 8, "sampler": "dpmpp_2m"},
-    {"steps": 8, "spacing": "trailing", "samples": 4},
+    ({"steps": 1, "spacing": "trailing"}, False),
+    ({"steps": 1, "spacing": "trailing"}, True),
+    ({"steps": 8, "spacing": "even", "samples": 4}, False),
+    ({"steps": 2, "spacing": "trailing"}, False),
+    ({"steps": 4, "spacing": "even"}, False),
+    ({"steps": 8, "sampler": "dpmpp_2m"}, False),
+    ({"steps": 8, "spacing": "trailing"}, False),
+    ({"steps": 16, "spacing": "even"}, False),
+    ({"steps": 4, "sampler": "heun"}, False),
+    ({"steps": 2, "spacing": "trailing", "samples": 4}, False),
 ]
 
 
@@ -39,11 +41,11 @@ def main():
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1)
     args = parser.parse_args()
+    runtime.settle()
     loaded = Inpainter.load()
-    found = {case.id: case for case in cases.find(args.data_path) if case.id.endswith(CASES)}
+    found = {case.id: case for case in cases.find(args.data_path)}
     exams = [examine(case, {}) for case in found.values()]
-    ways = [({"steps": 1}, True), *((changes, False) for changes in SETTINGS)]
-    for changes, flip in ways[args.part :: args.parts]:
+    for changes, flip in SETTINGS[args.part :: args.parts]:
         how = sampling("fast", 3, **changes)
         key = rows.of(loaded) | {"sampler": how.sampler, "spacing": how.timesteps, "steps": how.steps, "flip": flip}
         for exam in exams:
@@ -59,16 +61,11 @@ def main():
 def measured(inpainter, case, exam, flip):
     """Yield the scores of the first sample, and of the mean of all, by finish."""
     scans = [scan_of(case, flipped=side) for side in (False, True)[: 1 + flip]]
-    stacks = [inpainter.stack(scan, keep=True) for scan in scans]
-    for stack, scan in zip(stacks, scans, strict=True):
-        healthy_XYZ = exam.healthy_XYZ[::-1] if scan is not scans[0] else exam.healthy_XYZ
-        healthy_SHW = scan.frame.cut(healthy_XYZ)
-        stack.windows = [window for window in stack.windows if window.cut(healthy_SHW).any()]
-        stack.missing = len(stack.windows) * stack.samples
-    list(inpainter.fill(stacks))
+    stacks = [stack for scan in scans for stack in Healthy.of(inpainter, exam).fill([scan], keep=True)]
     for finish, sigma in FINISHES.items():
         finisher = replace(inpainter, sampling=inpainter.sampling.model_copy(update={"smoothing": sigma}))
-        samples = [list(finisher.single_samples(stack)) for stack in stacks]
+        filled = [finisher.finish(stack) for stack in stacks]
+        samples = [[*each.samples_XYZ] or [each.volume_XYZ] for each in filled]
         if flip:
             samples[1] = [sample_XYZ[::-1] for sample_XYZ in samples[1]]
         both = [np.mean(pair, axis=0) for pair in zip(*samples, strict=True)]
@@ -86,6 +83,24 @@ def measured(inpainter, case, exam, flip):
                 "stripes": metrics.stripe_index(filled_XYZ, exam.healthy_XYZ),
                 "stripes_truth": metrics.stripe_index(exam.truth_XYZ, exam.healthy_XYZ),
             }
+
+
+@dataclass
+class Healthy(Inpainter):
+    """Fills only the windows that the healthy mask is in."""
+
+    healthy_XYZ: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, inpainter, exam):
+        return cls(inpainter.weights, inpainter.sampling, inpainter.plan, exam.healthy_XYZ)
+
+    def stack(self, scan, *, keep=False):
+        stack = super().stack(scan, keep=keep)
+        flipped = not np.array_equal(scan.loaded.mask_XYZ & self.healthy_XYZ, self.healthy_XYZ)
+        healthy_SHW = scan.frame.cut(self.healthy_XYZ[::-1] if flipped else self.healthy_XYZ)
+        found = [window for window in stack.windows if window.cut(healthy_SHW).any()]
+        return replace(stack, windows=found)
 
 
 def scan_of(case, *, flipped):

@@ -5,21 +5,31 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from brats_inpainting import pictures
-from brats_inpainting.benchmark.case import NETWORK, SAMPLER, Phases
-from brats_inpainting.benchmark.passes import Pass
-from brats_inpainting.benchmark.peers import Peer
-from brats_inpainting.benchmark.run import Results
 from brats_inpainting.config import Settings
 from brats_inpainting.files import atomic_write
 from brats_inpainting.progress import duration
 from brats_inpainting.tables import Grid
+from studies.speed.case import NETWORK, SAMPLER, Phases
+from studies.speed.passes import Pass
+from studies.speed.peers import Peer
 
 CASE_HEADER = ("in all", "not the network", "peak")
 PHASES = ("load", "prepare", NETWORK, SAMPLER, "undo", "save")
+
+
+@dataclass
+class Results:
+    """What was measured: FLOP/s and bytes a second of the machine, then passes, peers by network, cases by phase."""
+
+    machine: dict[str, str]
+    ceilings: dict[str, float] = field(default_factory=dict)
+    passes: list[Pass] = field(default_factory=list)
+    peers: dict[str, list[Peer]] = field(default_factory=dict)
+    phases: list[Phases] = field(default_factory=list)
 
 
 def grids(results: Results) -> list[Grid]:
@@ -32,20 +42,12 @@ def grids(results: Results) -> list[Grid]:
     found += [_peers(network, peers) for network, peers in results.peers.items()]
     if results.phases:
         found.append(_cases(results.phases))
-    if row := results.row:
-        share = f"{1 - row.network / row.in_turn:.1%}"
-        seconds = (row.side_by_side, row.in_turn, row.one_by_one, row.network)
-        names = ("side by side", "in turn", "one by one", "network alone")
-        header = ("cases", *(f"{name}, s" for name in names), "in turn, not the network")
-        line = (str(row.cases), *(f"{each:.1f}" for each in seconds), share)
-        title = "Cases in a row, default network and preset: batches side by side as infer has them, or in turn"
-        found.append(Grid(title, header, [line]))
     return found
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write benchmark.json, benchmark.md and, where there are passes and ceilings, roofline.png."""
-    written = [folder / "benchmark.json", folder / "benchmark.md"]
+    """Write speed.json, speed.md and, where there are passes and ceilings, roofline.png."""
+    written = [folder / "speed.json", folder / "speed.md"]
     numbers = json.dumps(asdict(results), indent=1, default=Settings.model_dump)
     tables = "\n\n".join(grid.markdown() for grid in grids(results))
     for path, text in zip(written, (numbers, tables), strict=True):
@@ -61,7 +63,7 @@ def roofline(results: Results, path: Path) -> None:
     """Draw every convolution and every pass under the machine's limits: FLOP/s against FLOPs a byte."""
     figure = pictures.figure((8, 5), layout="constrained")
     axes = figure.subplots()
-    gpu, processor = results.machine["gpu"], results.machine["processor"]
+    gpu, processor = results.machine["GPU"], results.machine["processor"]
     precision, bandwidth = results.machine["precision"], results.ceilings["copy"]
     peak = results.ceilings[precision if precision in results.ceilings else "bf16"]
     reach = [0.5, peak / bandwidth, 5000]

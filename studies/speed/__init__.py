@@ -1,0 +1,1 @@
+"""Speed and memory of the network, beside measured limits of the machine and beside other networks."""
