@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from brats_inpainting.cli.app import PrecisionName, WeightsFile, app, log, option, out, wide
-from brats_inpainting.config import PRESETS, weights_path
+from brats_inpainting.config import PRESETS, sampling, weights_path
 from brats_inpainting.progress import duration
 
 
@@ -40,6 +40,9 @@ def benchmark(
     from brats_inpainting.data import cases, example
     from brats_inpainting.device import choose_device
 
+    presets = preset or [name for name in PRESETS if name != "paper"]
+    for name in presets:
+        sampling(name, 2)  # an unknown preset is reported before anything is measured
     if report_path:
         files.make_writable(report_path)
     facts, costs = bench.machine(choose_device(device)), []
@@ -47,8 +50,8 @@ def benchmark(
         if not data_path:
             data_path = example.write_example(Path(folder)).parent
         case = cases.find(data_path)[0]
-        cases.load(case)  # an unusable case is reported before anything is measured
-        for name in preset or [name for name in PRESETS if name != "paper"]:
+        cases.load(case)  # likewise an unusable case
+        for name in presets:
             log.info("preset %s …", name)
             loading = {"weights": weights_path(weights, name), "device": device, "precision": precision}
             cost = bench.measure(name, case, rounds=rounds, **loading)
