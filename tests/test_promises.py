@@ -1,6 +1,7 @@
 """The promise about bad input, row by row: the exit code, the words, the other cases filled, and check knows before.
 
-Full disks, folders that cannot be written and killed runs are in test_interruption.py, a GPU's memory in test_inpainter.py.
+Full disks, folders that cannot be written and killed runs are in test_interruption.py, a GPU's memory
+in test_inpainter.py.
 """
 
 import gzip

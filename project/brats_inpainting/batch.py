@@ -25,9 +25,12 @@ from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.diffusion.process import Denoiser, Network, Prediction, Schedule
 from brats_inpainting.errors import InpaintingError
 from brats_inpainting.plan import Plan
+from brats_inpainting.progress import duration
 from brats_inpainting.runtime import return_memory
 
 log = logging.getLogger(__name__)
+
+MANY_PASSES = 25  # of a window
 
 
 @torch.inference_mode()
@@ -110,12 +113,18 @@ def within_memory(sample: Callable[..., np.ndarray], tasks: Sequence[Task], plan
 
 
 @torch.inference_mode()
-def estimate(stack: Stack, weights: Weights, plan: Plan) -> float:
-    """Return the seconds that one network pass over all windows of a scan will take; one batch is timed."""
+def log_estimate(stack: Stack, weights: Weights, sampling: SamplingConfig, plan: Plan) -> None:
+    """Log how long a scan will take if it takes many passes on a CPU; one batch is timed."""
+    if sampling.passes < MANY_PASSES or not stack.windows or plan.device.type != "cpu":
+        return
     x_NCV = torch.zeros(plan.batch_size, weights.network.config.in_channels, *stack.windows[0].shape)
     started = time.perf_counter()
     network_pass(weights.network, plan)(x_NCV, torch.zeros(1))
-    return (time.perf_counter() - started) * -(-stack.missing // plan.batch_size)
+    seconds = (time.perf_counter() - started) * sampling.passes * -(-stack.missing // plan.batch_size)
+    log.info(
+        "%s takes %s network passes, on this CPU about %s; fewer --steps or another --preset are faster",
+        *(stack.scan.id, f"{stack.missing * sampling.passes:,}", duration(seconds)),
+    )
 
 
 def network_pass(network: Callable[[Tensor, Tensor], Tensor], plan: Plan) -> Network:

@@ -75,19 +75,22 @@ class Loader(WorkerPlugin):
         runtime.keep_memory()  # override the malloc trimming that Dask's nanny configures: twice as fast
         logging.getLogger("brats_inpainting").setLevel(logging.ERROR)  # the client logs, once
         from brats_inpainting.inpainter import Inpainter
+        from brats_inpainting.plan import Plan
 
-        where = f"worker {worker.name} on {socket.gethostname()}"
+        on = f"worker {worker.name} on {socket.gethostname()}"
         if self.version != (own := version(NAME)):
-            raise ConfigError(f"{where} has brats-inpainting {own}, not {self.version}\n  Install one version.")
+            raise ConfigError(f"{on} has brats-inpainting {own}, not {self.version}\n  Install one version.")
         for folder in self.folders:
             if not folder.is_dir():
-                raise ConfigError(f"{folder}: {where} does not see it\n  Use a folder that all machines share.")
+                raise ConfigError(f"{folder}: {on} does not see it\n  Use a folder that all machines share.")
         device = {"device": self.devices[worker.name % len(self.devices)]} if self.devices else {}
-        resources = {"threads": worker.state.nthreads, "limit": worker.memory_manager.memory_limit}
-        inpainter = Inpainter.load(**self.loading | device | resources)
+        inpainter = Inpainter.load(**self.loading | device)
         if inpainter.weights.sha256 != self.sha256:
-            raise ConfigError(f"{inpainter.weights.path}: {where} has another file by this name\n  Share one.")
-        self.inpainter = inpainter
+            raise ConfigError(f"{inpainter.weights.path}: {on} has another file by this name\n  Share one.")
+        decided = {key: self.loading[key] for key in ("batch_size", "at_most", "precision") if key in self.loading}
+        unet, where = inpainter.weights.network.config, inpainter.plan.device
+        threads, limit = worker.state.nthreads, worker.memory_manager.memory_limit
+        self.inpainter = replace(inpainter, plan=Plan.make(unet, where, **decided, threads=threads, limit=limit))
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,12 @@ from brats_inpainting.device import choose_device
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
-from brats_inpainting.errors import CaseError, ConfigError
+from brats_inpainting.errors import CaseError
 from brats_inpainting.filler import Filled
 from brats_inpainting.plan import Plan, threads_per_batch
-from brats_inpainting.progress import Watch, duration
+from brats_inpainting.progress import Watch
 
 log = logging.getLogger(__name__)
-
-LONG = 25  # network passes of a window on a CPU: the time is estimated before they begin
 
 
 class Inpainting(NamedTuple):
@@ -64,8 +62,6 @@ class Inpainter:
         batch_size: int | None = None,
         at_most: int | None = None,
         precision: Precision | Literal["auto"] = "auto",
-        threads: int | None = None,
-        limit: int | None = None,
         unet: UNetConfig | None = None,
         diffusion: DiffusionConfig | None = None,
         **overrides: Any,
@@ -80,8 +76,6 @@ class Inpainter:
             batch_size: windows per network pass; chosen by the device if not given.
             at_most: the largest batch size that may be chosen.
             precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU by network and GPU.
-            threads: CPU threads to plan with; torch's own number if not given.
-            limit: bytes of memory to plan with; what is free if not given.
             unet: the architecture of a weights file that stores none, if its shapes do not determine it.
             diffusion: the process settings of such a file; the paper's if not given.
             overrides: fields of ``SamplingConfig`` that replace the preset's.
@@ -95,23 +89,17 @@ class Inpainter:
         loaded = checkpoint.load(config.weights_path(weights, preset), unet=unet, diffusion=diffusion)
         checkpoint.refuse_other_work(loaded)
         unet = loaded.network.config
-        how = checkpoint.enough_steps(
-            config.sampling(preset, unet.dims, **overrides), loaded, asked="steps" in overrides
-        )
+        sampling = config.sampling(preset, unet.dims, **overrides)
+        sampling = checkpoint.with_enough_steps(sampling, loaded, asked="steps" in overrides)
         if where.type == "cpu":
-            memory.refuse_too_little(unet, FRAME if how.replace == "slices" else loaded.diffusion.window)
-        size = {"batch_size": batch_size, "at_most": at_most, "threads": threads, "limit": limit}
-        return cls(loaded, how, Plan.make(unet, where, precision=precision, **size))
+            memory.refuse_too_little(unet, FRAME if sampling.replace == "slices" else loaded.diffusion.window)
+        plan = Plan.make(unet, where, batch_size=batch_size, at_most=at_most, precision=precision)
+        return cls(loaded, sampling, plan)
 
     def __post_init__(self) -> None:
         """Move the network to its device."""
-        steps = self.weights.diffusion.steps
-        if self.sampling.steps > steps:
-            raise ConfigError(
-                f"{self.sampling.steps} steps asked for\n  The weights were trained with {steps}: ask for no more."
-            )
-        memory_format = MEMORY_FORMAT[self.weights.network.config.dims]
-        self.weights.network.to(self.plan.device, memory_format=memory_format)  # type: ignore[call-overload]
+        network = self.weights.network
+        network.to(self.plan.device, memory_format=MEMORY_FORMAT[network.config.dims])  # type: ignore[call-overload]
 
     def inpaint(self, image: Any, mask: Any, *, seed: int = 0) -> Inpainting:
         """Fill one scan.
@@ -123,15 +111,13 @@ class Inpainter:
             seed: 0 or more; results depend on it, and on nothing else that is random.
 
         Returns:
-            The filled scan and the standard deviation over the samples (``None`` for one sample), arrays for an
-            array, NIfTI images otherwise; float32.
+            The filled scan and the standard deviation of several samples, as arrays or NIfTI images; float32.
 
         Raises:
             CaseError: naming every reason why the scan cannot be processed.
         """
         started = time.perf_counter()
-        images = nifti.as_image(image), nifti.as_image(mask)
-        loaded = cases.examine("the scan", *images, names=("image", "mask"))
+        loaded = cases.examine("the scan", nifti.as_image(image), nifti.as_image(mask), names=("image", "mask"))
         scan = volume.prepare(loaded, dilate=self.dilate)
         prepared = time.perf_counter()
         (stack,) = self.fill([scan], seed=seed)
@@ -139,12 +125,12 @@ class Inpainter:
         filled = self.finish(stack)
         timings = {"prepare": prepared - started, "fill": sampled - prepared, "finish": time.perf_counter() - sampled}
 
-        def like_the_input(volume_XYZ: np.ndarray | None) -> Any:
-            if volume_XYZ is None or isinstance(image, str | Path | Nifti1Image):
-                return None if volume_XYZ is None else volume.image_like(loaded, volume_XYZ)
-            return volume_XYZ.reshape(np.shape(image))
-
-        return Inpainting(like_the_input(filled.volume_XYZ), like_the_input(filled.std_XYZ), timings)
+        volumes = [each for each in (filled.volume_XYZ, filled.std_XYZ) if each is not None]
+        if isinstance(image, str | Path | Nifti1Image):
+            results: list[Any] = [volume.image_like(loaded, volume_XYZ) for volume_XYZ in volumes]
+        else:
+            results = [volume_XYZ.reshape(np.shape(image)) for volume_XYZ in volumes]
+        return Inpainting(results[0], results[1] if results[1:] else None, timings)
 
     def fill(
         self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: Watch | None = None
@@ -165,8 +151,7 @@ class Inpainter:
                 stack = self.stack(scan, keep=keep)
                 self._open(stack, progress)
                 yield from stack.tasks()
-                if not stack.windows:
-                    complete.append(stack)
+                complete.extend([stack] if not stack.windows else [])
 
         batches = windows.batches(tasks(), lambda: self.plan.batch_size)
         at_once = {"at_once": self.plan.concurrent, "threads_each": threads_per_batch(torch.get_num_threads())}
@@ -191,10 +176,8 @@ class Inpainter:
         scan, std_SHW = stack.scan, stack.std_SHW
         if not np.isfinite(stack.mean_SHW).all():
             raise CaseError(f"{scan.id}: the network returned NaN or infinity\n  Use other weights, or another device.")
-        samples_XYZ = (
-            self._undo(scan, stack.sample_SHW(number)) for number in range(stack.samples if stack.keep else 0)
-        )
         std_XYZ = None if std_SHW is None else scan.spread(std_SHW)
+        samples_XYZ = map(partial(self._undo, scan), stack.samples_SHW())
         return Filled(scan, self._undo(scan, stack.mean_SHW), std_XYZ, samples_XYZ)
 
     def stack(self, scan: Scan, *, keep: bool = False) -> Stack:
@@ -212,7 +195,7 @@ class Inpainter:
         return self.sampling.dilate
 
     def settings(self) -> dict[str, Any]:
-        """Return everything that results depend on."""
+        """Return everything that results depend on, besides the seed."""
         return {
             "sampling": self.sampling.model_dump(mode="json"),
             "weights": self.weights.sha256,
@@ -232,15 +215,10 @@ class Inpainter:
         return scan.inside(volume.smooth(inside_SHW, self.sampling.smoothing))
 
     def _open(self, stack: Stack, progress: Watch) -> None:
-        """Count the work of a scan, and log how long the first one will take if that is long."""
-        passes = self.sampling.passes
-        if passes >= LONG and stack.windows and not progress.known and self.plan.device.type == "cpu":
-            seconds = passes * batch.estimate(stack, self.weights, self.plan)
-            log.info(
-                "%s takes %s network passes, on this CPU about %s; fewer --steps or another --preset are faster",
-                *(stack.scan.id, f"{stack.missing * passes:,}", duration(seconds)),
-            )
-        progress.open(stack.missing * passes)
+        """Count the work of a scan; of the first one, log how long it takes."""
+        if not progress.known:
+            batch.log_estimate(stack, self.weights, self.sampling, self.plan)
+        progress.open(stack.missing * self.sampling.passes)
 
     def _sample(self, tasks: list[Task], on_pass: OnPass, *, seed: int) -> np.ndarray:
         """Sample a batch of windows; with a smaller batch size from now on if memory runs out."""

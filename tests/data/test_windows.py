@@ -217,8 +217,9 @@ def test_a_stack_keeps_mean_and_spread_of_its_samples(how):
     # float32 sums of three
     np.testing.assert_allclose(window.cut(stack.mean_SHW)[inside], samples.mean(axis=0)[inside], atol=1e-6)
     np.testing.assert_allclose(window.cut(stack.std_SHW)[inside], samples.std(axis=0, ddof=1)[inside], atol=1e-6)
-    for number in range(3):
-        assert (window.cut(stack.sample_SHW(number))[inside] == samples[number][inside]).all()
+    for number, sample_SHW in enumerate(stack.samples_SHW()):
+        assert (window.cut(sample_SHW)[inside] == samples[number][inside]).all()
+    assert number == 2
 
 
 def test_slices_without_mask_stay_as_they_are():

@@ -150,13 +150,14 @@ class Stack:
         if self.keep:
             self.kept.append((task, sample_V))
 
-    def sample_SHW(self, number: int) -> np.ndarray:
-        """Return one of the samples that were kept."""
-        stacked_SHW = self.scan.image_SHW.copy()
-        for task, sample_V in self.kept:
-            if task.sample == number:
-                task.window.put(sample_V, stacked_SHW)
-        return stacked_SHW
+    def samples_SHW(self) -> Iterator[np.ndarray]:
+        """Yield the single samples, if they were kept."""
+        for number in range(self.samples if self.keep else 0):
+            stacked_SHW = self.scan.image_SHW.copy()
+            for task, sample_V in self.kept:
+                if task.sample == number:
+                    task.window.put(sample_V, stacked_SHW)
+            yield stacked_SHW
 
     @property
     def std_SHW(self) -> np.ndarray | None:

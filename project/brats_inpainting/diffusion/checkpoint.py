@@ -18,7 +18,7 @@ from torch import Tensor
 
 from brats_inpainting.config import BUNDLED, FRAME_MULTIPLE, DiffusionConfig, SamplingConfig, UNetConfig
 from brats_inpainting.diffusion.unet import UNet
-from brats_inpainting.errors import CheckpointError
+from brats_inpainting.errors import CheckpointError, ConfigError
 from brats_inpainting.files import sha256
 from brats_inpainting.host import muted
 
@@ -133,9 +133,16 @@ def save(
     Path(path).chmod(0o644)  # safetensors writes for the owner alone; weights are meant to be mounted by others
 
 
-def enough_steps(sampling: SamplingConfig, weights: Weights, *, asked: bool) -> SamplingConfig:
-    """Return the sampling with at least 25 steps for weights that predict noise, unless its steps were asked for."""
-    enough = min(ENOUGH_STEPS, weights.diffusion.steps)
+def with_enough_steps(sampling: SamplingConfig, weights: Weights, *, asked: bool) -> SamplingConfig:
+    """Return the sampling with at least 25 steps for weights that predict noise, unless its steps were ``asked`` for.
+
+    Raises:
+        ConfigError: when the weights were trained with fewer steps than are asked for.
+    """
+    most = weights.diffusion.steps
+    if sampling.steps > most:
+        raise ConfigError(f"{sampling.steps} steps asked for\n  The weights were trained with {most}: ask for no more.")
+    enough = min(ENOUGH_STEPS, most)
     if weights.diffusion.prediction != "eps" or sampling.steps >= enough:
         return sampling
     if asked:
