@@ -268,7 +268,7 @@ def test_guided_diffusions_file_means_the_papers_procedure_unless_an_option_says
     assert (sampling["steps"], sampling["replace"]) == (steps, replace)
     told = capfd.readouterr().err
     assert f"preset {preset}: {steps} steps" in told
-    assert (f"{IDS[0]} takes {steps} passes of the network, on this CPU about " in told) == (steps >= 25)
+    assert (f"{IDS[0]} takes {steps} network passes, on this CPU about " in told) == (steps >= 25)
 
 
 def test_baselines_are_filled_and_evaluated(tmp_path, data):

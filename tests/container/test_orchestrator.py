@@ -131,4 +131,4 @@ def test_the_papers_own_file_means_its_procedure_and_the_time_is_told_first(one_
                 call("docker", "kill", name)
     told = "".join(said)
     assert "preset paper: 1000 steps of ddpm, 1 sample(s), independent noise, filter 1.075" in told, told
-    assert f"{IDS[0]} takes 1,000 passes of the network, on this CPU about" in told
+    assert f"{IDS[0]} takes 1,000 network passes, on this CPU about" in told
