@@ -1,7 +1,10 @@
 """Small brains, small networks, and cases on disk."""
 
 import logging
+import os
 from dataclasses import replace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, here and in the processes that tests start
 
 import nibabel as nib
 import numpy as np

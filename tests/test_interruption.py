@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -55,9 +54,9 @@ def whole(out):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_is_resumed_to_the_same_bytes(tmp_path):
+def test_a_run_killed_early_or_late_is_resumed_to_the_same_bytes(tmp_path):
     complete, seconds = kills.prepare(tmp_path)
-    for share in random.Random(1).sample([0.2, 0.5, 0.8], 3):
+    for share in (0.2, 0.7):
         kills.kill(tmp_path, complete, share * seconds)
 
 

@@ -166,6 +166,14 @@ def data(complete, tmp_path_factory):
     return given_to_the_user(folder)
 
 
+@pytest.fixture(scope="session")
+def one(data, tmp_path_factory):
+    """The first of these cases alone, for tests of what does not depend on their number."""
+    folder = tmp_path_factory.mktemp("one")
+    shutil.copytree(data / IDS[0], folder / IDS[0])
+    return given_to_the_user(folder)
+
+
 @pytest.fixture
 def out(tmp_path):
     """A folder of the caller's for results."""
@@ -175,13 +183,25 @@ def out(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def filled(data, tmp_path_factory):
-    """What the command line in the image makes of the cases: what every client must get."""
+def predictions(data, tmp_path_factory):
+    """The folder of what the command line in the image makes of the cases."""
     folder = given_to_the_user(tmp_path_factory.mktemp("filled"))
     mounts = ("-v", f"{data}:/cases:ro", "-v", f"{folder}:/filled")
     done = docker_run(*mounts, IMAGE, "infer", "--data-path", "/cases", "--output-path", "/filled")
     assert done.returncode == 0, done.stderr
-    return voxels(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def filled(predictions):
+    """The voxels of these files: what every client must get."""
+    return voxels(predictions)
+
+
+@pytest.fixture(scope="session")
+def filled_one(filled):
+    """The voxels of the first case alone, which has the same ones in any company."""
+    return dict([next(iter(filled.items()))])
 
 
 def one_slice(mask_XYZ):

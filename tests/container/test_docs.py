@@ -8,10 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brats_inpainting.data.example import CASE
+
 from .conftest import (
     AS_USER,
     CLIENTS,
-    IDS,
     IMAGE,
     RELEASE,
     ROOT,
@@ -28,20 +29,19 @@ BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / "container
 
 @pytest.fixture(scope="module")
 def place(complete, tmp_path_factory):
-    """A copy of the project, beside it what the page speaks of: cases of one slice, and their truth."""
+    """A copy of the project, beside it what the page speaks of: a case of one slice, and its truth."""
     folder = copy_of_the_project(tmp_path_factory.mktemp("docs") / "project")
     (folder / ".venv").symlink_to(ROOT / ".venv")
     (folder / "wheelhouse").mkdir()
     shutil.copytree(WHEELHOUSE, folder / "wheelhouse" / "cpu")
-    for case_id in IDS:
-        (folder / "cases" / case_id).mkdir(parents=True)
-        shutil.copytree(complete / case_id, folder / "truth" / case_id)
-        scan, mask = (nib.load(complete / case_id / f"{case_id}-{name}.nii.gz") for name in ("t1n", "mask-healthy"))
-        mask_XYZ = one_slice(np.asanyarray(mask.dataobj))
-        voided_XYZ = np.where(mask_XYZ, 0, np.asanyarray(scan.dataobj))
-        for name, like, volume in (("mask", mask, mask_XYZ), ("t1n-voided", scan, voided_XYZ)):
-            image = nib.Nifti1Image(volume.astype(like.get_data_dtype()), like.affine, like.header)
-            nib.save(image, folder / "cases" / case_id / f"{case_id}-{name}.nii.gz")
+    (folder / "cases" / CASE).mkdir(parents=True)
+    shutil.copytree(complete / CASE, folder / "truth" / CASE)
+    scan, mask = (nib.load(complete / CASE / f"{CASE}-{name}.nii.gz") for name in ("t1n", "mask-healthy"))
+    mask_XYZ = one_slice(np.asanyarray(mask.dataobj))
+    voided_XYZ = np.where(mask_XYZ, 0, np.asanyarray(scan.dataobj))
+    for name, like, volume in (("mask", mask, mask_XYZ), ("t1n-voided", scan, voided_XYZ)):
+        image = nib.Nifti1Image(volume.astype(like.get_data_dtype()), like.affine, like.header)
+        nib.save(image, folder / "cases" / CASE / f"{CASE}-{name}.nii.gz")
     (folder / "home").mkdir()
     return given_to_the_user(folder)
 
@@ -69,4 +69,4 @@ def test_the_block_does_what_it_says(number, place):
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
     for folder in written:
         names = [path.name.replace("-t1n-inference", "") for path in sorted(folder.iterdir())]
-        assert names == [f"{case_id}.nii.gz" for case_id in IDS]
+        assert names == [f"{CASE}.nii.gz"]

@@ -44,19 +44,19 @@ def cube(tmp_path):
 
 
 @pytest.mark.parametrize("generation", [2023, 2024])
-def test_the_clients_that_call_mlcube_get_their_predictions(generation, cube, data, out, filled, tmp_path):
+def test_the_clients_that_call_mlcube_get_their_predictions(generation, cube, one, out, filled_one, tmp_path):
     manifest = cube / "mlcube.yaml"
     docker = yaml.safe_load(manifest.read_text())["docker"]
     given = {f"docker.{name}": f"{docker[name]} {AS_CALLER}" for name in ("cpu_args", "gpu_args")}
     command = (
         f'mlcube {"--log-level debug " if generation == 2024 else ""}run --mlcube="{manifest}" --task=infer'
-        f' --platform=docker --network=none --mount=ro data_path="{data}" output_path="{out}"'
+        f' --platform=docker --network=none --mount=ro data_path="{one}" output_path="{out}"'
         + "".join(f' -P{name}="{value}"' for name, value in given.items())
         + (" -Pplatform.accelerator_count=0" if generation == 2024 else "")
     )
     settings = os.environ | {"MLCUBE_SYSTEM_SETTINGS": str(tmp_path / "mlcube-settings.yaml")}
     run(*AS_USER, *shlex.split(command), env=settings)
-    assert_same(voxels(out), filled)
+    assert_same(voxels(out), filled_one)
     assert {path.stat().st_uid for path in out.iterdir()} == {UID}
 
 
@@ -103,7 +103,7 @@ def test_the_client_that_calls_docker_itself_gets_its_predictions(cube, data, ou
     assert_same(voxels(out), filled)
 
 
-def test_the_client_that_loads_an_archive_gets_its_predictions(data, out, filled, tmp_path):
+def test_the_client_that_loads_an_archive_gets_its_predictions(one, out, filled_one, tmp_path):
     """The archive is the only thing that is left of its image when the client gets it."""
     project, name, link = (
         copy_of_the_project(tmp_path / "project"),
@@ -120,10 +120,10 @@ def test_the_client_that_loads_an_archive_gets_its_predictions(data, out, filled
     run("docker", "load", "-i", project / "dist" / "image.tar")
     (project / "dist" / "image.tar").unlink()
     try:
-        predict(config, project / "dist" / "submission" / "parameters.yaml", data, out, tmp_path)
+        predict(config, project / "dist" / "submission" / "parameters.yaml", one, out, tmp_path)
     finally:
         run("docker", "image", "rm", name)
-    assert_same(voxels(out), filled)
+    assert_same(voxels(out), filled_one)
 
 
 def test_the_manifest_keeps_to_medperfs_rules():

@@ -66,22 +66,22 @@ def test_the_example_is_filled_and_scored_out_of_the_box(mlcube, project, comple
     assert [row.split(",")[:2] for row in scores[1:]] == [[case_id, "predictions"] for case_id in IDS]
 
 
-def test_inputs_outputs_and_resources_can_be_chosen(mlcube, data, out, filled):
-    mlcube("infer", f"data_path={data}", f"output_path={out}", "--network=none", "--memory=4g")
-    assert_same(voxels(out), filled)
+def test_inputs_outputs_and_resources_can_be_chosen(mlcube, one, out, filled_one):
+    mlcube("infer", f"data_path={one}", f"output_path={out}", "--network=none", "--memory=4g")
+    assert_same(voxels(out), filled_one)
     assert {path.stat().st_uid for path in out.iterdir()} == {UID}
 
 
-def test_another_workspace_serves_as_well(mlcube, project, complete, tmp_path, filled):
+def test_another_workspace_serves_as_well(mlcube, project, one, tmp_path, filled_one):
     workspace = tmp_path / "elsewhere"
-    shutil.copytree(complete, workspace / "data")
+    shutil.copytree(one, workspace / "data")
     shutil.copytree(project / "workspace" / "additional_files", workspace / "additional_files")
     (workspace / "parameters.yaml").write_text("seed: 1\n")
     given_to_the_user(workspace)
     mlcube("infer", f"--workspace={workspace}")
     found = voxels(workspace / "predictions")
-    assert list(found) == list(filled)
-    assert all((found[name] != filled[name]).sum() > 1000 for name in filled)  # another seed
+    assert list(found) == list(filled_one)
+    assert all((found[name] != filled_one[name]).sum() > 1000 for name in filled_one)  # another seed
 
 
 def test_the_papers_procedure_is_one_argument_away(mlcube, project, data, tmp_path):
@@ -110,16 +110,16 @@ def test_the_papers_procedure_is_one_argument_away(mlcube, project, data, tmp_pa
     np.testing.assert_allclose(found, expected_LPS, atol=1e-3 * (high - low))  # what batch sizes may differ by
 
 
-def test_what_train_writes_is_what_infer_uses(mlcube, project, complete, data, filled):
+def test_what_train_writes_is_what_infer_uses(mlcube, project, complete, one, filled_one):
     workspace = project / "workspace"
     shutil.copytree(complete, workspace / "data")
     mlcube("train", "parameters_file=parameters/smoke.yaml")
     assert (workspace / "model" / "weights.safetensors").stat().st_uid == UID
-    said = mlcube("infer", f"data_path={data}", "additional_files_path=model")
+    said = mlcube("infer", f"data_path={one}", "additional_files_path=model")
     assert "weights weights.safetensors" in said
     found = voxels(workspace / "predictions")
-    assert list(found) == list(filled)
-    assert all((found[name] != filled[name]).sum() > 1000 for name in filled)
+    assert list(found) == list(filled_one)
+    assert all((found[name] != filled_one[name]).sum() > 1000 for name in filled_one)
 
 
 @pytest.fixture
