@@ -33,8 +33,8 @@ demo: $(READY)  ## fill a lesion in a person's brain with the bundled weights an
 example: $(READY)  ## the example case where the MLCube tasks look for data
 	$(BIN)/brats-inpainting example --output-path workspace/data
 
-test: $(READY)  ## all tests but those of the container
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests but those of the container, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
 
 reliability: $(READY)  ## the long runs of docs/reliability.md: fuzzer, kills, many cases; half an hour
 	$(BIN)/python -m tests.reliability.fuzz 24000
