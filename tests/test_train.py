@@ -355,6 +355,7 @@ def test_a_state_is_exported_for_us_and_for_guided_diffusion(run, tmp_path, capl
         export_state(written[1], tmp_path / "export")
 
 
+@pytest.mark.slow
 def test_one_slice_is_learned_by_heart(prepared, tmp_path):
     """overfit.yaml, the first diagnosis, on the full set: the error of the noise inside the mask falls below 1 %."""
     recipe = read_recipe(PARAMETERS / "overfit.yaml")
@@ -386,12 +387,13 @@ def test_the_papers_recipe_is_the_default_and_builds_its_network():
 
 
 @pytest.mark.slow
-def test_the_papers_recipe_takes_real_steps_on_a_cpu(run, tmp_path):
+def test_the_papers_recipe_takes_a_real_step_on_a_cpu(run, tmp_path):
     recipe = read_recipe(PARAMETERS / "paper.yaml")
-    changes = {"max_steps": 2, "batch_size": 1, "checkpointing": True, "held_out": 0, "report_every": 1}
+    changes = {"max_steps": 1, "batch_size": 1, "checkpointing": True, "held_out": 0, "report_every": 1}
     run(recipe=with_(recipe, **changes))
-    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
-    assert all(0 < line["loss"] < 10 for line in lines(tmp_path / "run"))  # 1 for the noise, little for the bound
+    (line,) = lines(tmp_path / "run")
+    assert line["step"] == 1
+    assert 0 < line["loss"] < 10  # 1 for the noise, little for the bound
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in PARAMETERS.glob("[!i]*.yaml")))  # infer-*.yaml fill
