@@ -90,7 +90,7 @@ REFUSED = {
     "four-dimensional": (image(np.ones((*SHAPE, 2), np.float32)), [IMAGE, "32×32×8×2", "one 3D volume", "Extract one"]),
     "more-than-it-holds": (
         dimensions(32, 32, 400),
-        [IMAGE, "holds 33,120 bytes", "promises 1,638,752", "Copy it again"],
+        [IMAGE, "has 33,120 bytes", "requires 1,638,752", "Copy it again"],
     ),
     "more-than-the-limit": (
         dimensions(9999, 9999, 9999),
@@ -110,7 +110,7 @@ REFUSED = {
 
 # row → (what is done to a sound case, the warning; none where nothing need be said)
 FILLED = {
-    "probabilities": (mask(0.8 * lesion(SHAPE) + 0.3 * lesion(SHAPE, radius=0.3)), "more than 0.5 counts as mask"),
+    "probabilities": (mask(0.8 * lesion(SHAPE) + 0.3 * lesion(SHAPE, radius=0.3)), "it is thresholded at 0.5"),
     "empty-mask": (mask(np.zeros(SHAPE)), "the mask is empty: the output is the input"),
     "mask-over-a-slice": (mask((brain(SHAPE) > 0) & SLAB), "the mask leaves no brain in 1 of its slices"),
     "head": (both(500.0 * ball(SHAPE, (0.5, 0.5, 0.5), 0.49), lesion(SHAPE), np.diag([10, 10, 10, 1])), "skull"),

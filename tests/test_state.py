@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import cache
-from brats_inpainting.data.cache import Files
+from brats_inpainting.data.cache import TrainingCase
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import ConfigError
@@ -30,7 +30,7 @@ def case(tmp_path_factory):
     paths = [folder / f"A-{name}.nii.gz" for name in ("t1n", "mask-healthy")]
     for path, array in zip(paths, (brain(SHAPE), lesion(SHAPE).astype(np.uint8)), strict=True):
         nib.save(nib.Nifti1Image(array, LPS), path)
-    files = Files("A", *paths, None)
+    files = TrainingCase("A", *paths, None)
     (folder / "cache").mkdir()
     cache._prepare(files, folder / "cache" / f"A-{files.key}.npy")
     return files

@@ -456,7 +456,7 @@ def test_the_bundled_recipe_stays_within_five_gflop_a_window():
 
 
 def test_the_papers_folds_hold_out_ten_of_1251_subjects_each():
-    files = [cache.Files(f"BraTS-GLI-{i:05d}-000", Path(), None, None) for i in range(1251)]
+    files = [cache.TrainingCase(f"BraTS-GLI-{i:05d}-000", Path(), None, None) for i in range(1251)]
     first, second = folds.split(files, held_out=10, seed=0)
     assert (len(first), len(second)) == (10, 10)
     assert not {*first} & {*second}

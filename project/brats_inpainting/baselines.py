@@ -89,7 +89,7 @@ def _reflected(array_SHW: np.ndarray, shift: int) -> np.ndarray:
 def _slice_by_slice(scan: Scan, fill: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """Apply ``fill(image_HW, mask_HW)`` to every masked slice."""
     filled_SHW = scan.image_SHW.copy()
-    for z in windows.masked(scan.mask_SHW):
+    for z in windows.masked_slices(scan.mask_SHW):
         image_HW, mask_HW = scan.image_SHW[z], scan.mask_SHW[z]
         filled_SHW[z] = fill(image_HW, mask_HW) if not mask_HW.all() else scan.image_SHW[_known(scan)].mean()
     return filled_SHW

@@ -202,7 +202,7 @@ def _write(filler: Filler, stack: Stack, target: Path, options: Options) -> dict
     return {
         "output": target.name,
         "sha256": digest,
-        "slices": len(windows.masked(scan.mask_SHW)),
+        "slices": len(windows.masked_slices(scan.mask_SHW)),
         "windows": len(stack.windows),
         "voxels_in_mask": int(scan.loaded.mask_XYZ.sum()),
         "voxels_in_grown_mask": int(scan.mask_XYZ.sum()),

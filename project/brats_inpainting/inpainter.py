@@ -157,7 +157,7 @@ class Inpainter:
         at_once = {"at_once": self.plan.concurrent, "threads_each": threads_per_batch(torch.get_num_threads())}
         sampled = concurrent.run(partial(self._sample, seed=seed), batches, progress.advance, **at_once)
         for done, samples_N1V, seconds in sampled:
-            log.debug("%d windows of %s in %.2f s", len(done), nifti.times(samples_N1V.shape[2:]), seconds)
+            log.debug("%d windows of %s in %.2f s", len(done), nifti.format_shape(samples_N1V.shape[2:]), seconds)
             for task, sample_1V in zip(done, samples_N1V, strict=True):
                 task.stack.add(task, sample_1V[0])
                 task.stack.seconds += seconds / len(done)
@@ -176,14 +176,14 @@ class Inpainter:
         scan, std_SHW = stack.scan, stack.std_SHW
         if not np.isfinite(stack.mean_SHW).all():
             raise CaseError(f"{scan.id}: the network returned NaN or infinity\n  Use other weights, or another device.")
-        std_XYZ = None if std_SHW is None else scan.spread(std_SHW)
+        std_XYZ = None if std_SHW is None else scan.undo_std(std_SHW)
         samples_XYZ = map(partial(self._undo, scan), stack.samples_SHW())
         return Filled(scan, self._undo(scan, stack.mean_SHW), std_XYZ, samples_XYZ)
 
     def stack(self, scan: Scan, *, keep: bool = False) -> Stack:
         """Return the windows of a scan that need filling."""
         unet, whole = self.weights.network.config, self.sampling.replace == "slices"
-        how = Windowing.of(unet, self.weights.diffusion, most=self.plan.most_voxels, whole=whole)
+        how = Windowing.of(unet, self.weights.diffusion, max_voxels=self.plan.most_voxels, whole=whole)
         found = windows.around(scan.mask_SHW, how)
         if any(window.blends for window in found):
             log.warning("%s: a region is too large for the memory, and is filled in overlapping parts", scan.id)

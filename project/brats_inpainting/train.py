@@ -22,7 +22,7 @@ from brats_inpainting import container
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import cache, dataset, folds
 from brats_inpainting.data.augment import Item, augment
-from brats_inpainting.data.cache import Files, Scan
+from brats_inpainting.data.cache import CachedScan, TrainingCase
 from brats_inpainting.diffusion.process import Schedule
 from brats_inpainting.errors import ConfigError, InpaintingError
 from brats_inpainting.journal import Journal
@@ -126,8 +126,8 @@ def train(
 
 
 def _shared_out(
-    files: list[Files], held_out: list[str], validation_path: Path | None
-) -> tuple[list[Files], list[Files]]:
+    files: list[TrainingCase], held_out: list[str], validation_path: Path | None
+) -> tuple[list[TrainingCase], list[TrainingCase]]:
     """Return the cases that train and those that validate; no subject does both."""
     training = [case for case in files if case.subject not in held_out]
     if not validation_path:
@@ -194,7 +194,7 @@ class _Keeper:
     validation: Validation | None
 
     @classmethod
-    def of(cls, state: State, held: list[Files], scaler: Any) -> _Keeper:
+    def of(cls, state: State, held: list[TrainingCase], scaler: Any) -> _Keeper:
         """Open the journal where the state stands, and choose among the held-out cases."""
         return cls(state, scaler, Journal(state.folder, after=state.step), Validation.of(held, state.config))
 
@@ -212,7 +212,7 @@ class _Keeper:
 class _Seen:
     """What went through the network since the last report; looked at rarely, so that a GPU is not kept waiting."""
 
-    scans: list[Scan]
+    scans: list[CachedScan]
     config: TrainConfig
     rows: list[Tensor] = field(default_factory=list)
 

@@ -14,7 +14,7 @@ import numpy as np
 from brats_inpainting import metrics, pictures
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import volume
-from brats_inpainting.data.cache import Files
+from brats_inpainting.data.cache import TrainingCase
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.inpainter import Inpainter
@@ -24,7 +24,7 @@ from brats_inpainting.state import State
 log = logging.getLogger(__name__)
 
 
-def _can_be_scored(case: Files) -> bool:
+def _can_be_scored(case: TrainingCase) -> bool:
     """Tell whether there is a healthy mask with some contrast in it, now and not after hours of training."""
     return case.healthy is not None and len(np.unique(volume.read(case.t1n)[volume.read(case.healthy) > 0.5])) > 1
 
@@ -33,10 +33,10 @@ def _can_be_scored(case: Files) -> bool:
 class Validation:
     """Complete cases with a healthy mask."""
 
-    files: list[Files]
+    files: list[TrainingCase]
 
     @classmethod
-    def of(cls, files: Sequence[Files], config: TrainConfig) -> Validation | None:
+    def of(cls, files: Sequence[TrainingCase], config: TrainConfig) -> Validation | None:
         """Take the first few held-out cases that can be scored; ``None`` where there are none."""
         usable = list(islice(filter(_can_be_scored, files), config.validation_cases))
         names = ", ".join(case.id for case in usable)
@@ -56,10 +56,10 @@ class Validation:
         network.train(was_training)
         return {name: float(np.mean([row[name] for row in rows])) for name in ("ssim", "psnr", "mse")}
 
-    def _picture(self, case: Files, folder: Path, step: int) -> Path | None:
+    def _picture(self, case: TrainingCase, folder: Path, step: int) -> Path | None:
         return folder / "pictures" / f"{case.id}-{step:08d}.png" if case == self.files[0] else None
 
-    def _score(self, case: Files, inpainter: Inpainter, picture: Path | None) -> dict[str, float]:
+    def _score(self, case: TrainingCase, inpainter: Inpainter, picture: Path | None) -> dict[str, float]:
         truth_XYZ = volume.read(case.t1n)
         assert case.healthy
         mask_XYZ = volume.read(case.healthy) > 0.5

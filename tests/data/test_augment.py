@@ -8,7 +8,7 @@ from torch.utils.data import default_collate
 from brats_inpainting.config import Augmentation, DiffusionConfig, TrainConfig, UNetConfig
 from brats_inpainting.data import augment as module
 from brats_inpainting.data.augment import augment, draw, margin
-from brats_inpainting.data.cache import LEVELS, RECORD, Scan
+from brats_inpainting.data.cache import LEVELS, RECORD, CachedScan
 from brats_inpainting.data.dataset import Epoch
 from brats_inpainting.data.masks import Placed
 
@@ -29,7 +29,7 @@ def scan(tmp_path_factory):
     np.save(path, records)
     healthy = np.zeros(SHAPE, bool)
     healthy[20:26, 25:33, 22:27] = healthy[24, 33:36, 23] = True
-    return Scan("case", path, Placed.of(healthy), BOX)
+    return CachedScan("case", path, Placed.of(healthy), BOX)
 
 
 def items(scan, dims, number=4, **how):

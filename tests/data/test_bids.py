@@ -190,6 +190,8 @@ def test_other_commands_say_that_they_do_not_read_datasets(dataset):
 
 @pytest.mark.parametrize("place", ["sub-01", "filled", "derivatives"])
 def test_fills_do_not_go_among_the_scans_of_a_dataset(tmp_path, place):
-    with pytest.raises(ConfigError, match=r"among the scans\n  Give a folder of its own, say derivatives/inpainted"):
+    with pytest.raises(
+        ConfigError, match=r"in the scans' dataset\n  Give a separate folder, such as derivatives/inpainted"
+    ):
         bids.jobs([], tmp_path, tmp_path / place)
     assert bids.jobs([], tmp_path, tmp_path / "derivatives" / "inpainted") == {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brats_inpainting.data import cache
-from brats_inpainting.data.cache import LEVELS, Files
+from brats_inpainting.data.cache import LEVELS, TrainingCase
 from brats_inpainting.data.volume import Frame, Intensity
 from brats_inpainting.errors import CaseError, ConfigError
 
@@ -74,7 +74,7 @@ def test_training_scans_and_masks_are_turned_to_lps_and_cut_above_one_half(tmp_p
         paths = [tmp_path / f"{axes}-{name}.nii.gz" for name in ("t1n", "mask-healthy", "mask-unhealthy")]
         for path, array in zip(paths, (brain(SHAPE), soft, soft), strict=True):
             nib.save(nib.Nifti1Image(nib.orientations.apply_orientation(array, turn), affine), path)
-        files = Files(axes, *paths)
+        files = TrainingCase(axes, *paths)
         cache._prepare(files, tmp_path / f"{axes}.npy")
         made.append(cache._open(files, tmp_path / f"{axes}.npy"))
     one, other = made
@@ -142,7 +142,7 @@ def test_a_folder_without_complete_scans_is_refused(tmp_path):
 
 def test_time_points_of_one_person_are_one_subject(tmp_path):
     ids = ("BraTS-GLI-00007-000", "BraTS-GLI-00007-001", "BraTS-GLI-00008-000")
-    assert len({Files(case_id, tmp_path, None, None).subject for case_id in ids}) == 2
+    assert len({TrainingCase(case_id, tmp_path, None, None).subject for case_id in ids}) == 2
 
 
 def test_a_copy_of_the_data_is_the_same_data(scans, tmp_path):

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 from brats_inpainting.config import DiffusionConfig, TrainConfig, UNetConfig
 from brats_inpainting.data import dataset, masks, windows
 from brats_inpainting.data.augment import augment
-from brats_inpainting.data.cache import LEVELS, RECORD, Scan
+from brats_inpainting.data.cache import LEVELS, RECORD, CachedScan
 from brats_inpainting.data.dataset import Epoch, batches
 
 from ..conftest import ball, brain
@@ -34,7 +34,7 @@ def scan(folder, seed):
     np.save(folder / f"{seed}.npy", records)
     healthy = ball(SHAPE, (0.5, 0.45, 0.5), 0.1)
     box = ndimage.find_objects((records["image"] > 0).astype(np.uint8))[0]
-    return Scan(f"case-{seed}", folder / f"{seed}.npy", masks.Placed.of(healthy), box)
+    return CachedScan(f"case-{seed}", folder / f"{seed}.npy", masks.Placed.of(healthy), box)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_a_scan_without_room_for_a_mask_trains_on_a_speck(scans, shapes, monkeyp
         raise ValueError
 
     monkeypatch.setattr(masks, "place", full)
-    empty = Scan("none", scans[0].path, masks.Placed.of(np.zeros(SHAPE, bool)), scans[0].box)
+    empty = CachedScan("none", scans[0].path, masks.Placed.of(np.zeros(SHAPE, bool)), scans[0].box)
     assert Epoch([empty], shapes, with_(BOXES, masks="synthetic"), 0)[0].mask_1V.sum() == 1
     assert Epoch(scans[:1], shapes, with_(BOXES, masks="synthetic"), 0)[0].mask_1V.sum() > 1  # the case's own
 

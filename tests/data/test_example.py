@@ -111,7 +111,7 @@ def test_without_nilearn_the_template_is_an_error_that_says_what_to_install(tmp_
         write_example(tmp_path, brain="template")
     with pytest.raises(SystemExit):
         main(["example", "--template", "--output-path", str(tmp_path)])
-    assert "nilearn's, which is missing" in capsys.readouterr().err
+    assert "the template needs nilearn" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -131,8 +131,8 @@ HOSTILE = {
     "type-unknown": (lambda f: header_of(f, datatype=9999), "damaged one"),
     "type-complex": (lambda f: header_of(f, datatype=32), "voxels of type complex64"),
     "offset-infinite": (lambda f: header_of(f, vox_offset=np.inf), "damaged one"),
-    "offset-negative": (lambda f: header_of(f, vox_offset=-500), "said to begin at byte -500"),
-    "offset-of-terabytes": (lambda f: header_of(f, vox_offset=1e13), "said to begin at byte 9,999,999,"),
+    "offset-negative": (lambda f: header_of(f, vox_offset=-500), "its header puts the voxels at byte -500"),
+    "offset-of-terabytes": (lambda f: header_of(f, vox_offset=1e13), "its header puts the voxels at byte 9,999,999,"),
     "extension-sound": (lambda f: extension_of(f, 32), None),
     "extension-odd": (lambda f: extension_of(f, 31), None),
     "extension-too-long": (lambda f: extension_of(f, 2**31 - 1), "a header extension of 2,147,483,647 bytes"),
@@ -144,8 +144,8 @@ HOSTILE = {
     "byte-swapped": (swapped, None),
     "nifti-2": (second_version, None),
     "cifti": (cifti, None),  # read as the plain NIfTI-2 that it is; its XML is never looked at
-    "pair-in-disguise": (pair_in_disguise, "not a NIfTI file of its own"),
-    "analyze-in-disguise": (analyze_in_disguise, "not a NIfTI file of its own"),
+    "pair-in-disguise": (pair_in_disguise, "not a single-file NIfTI"),
+    "analyze-in-disguise": (analyze_in_disguise, "not a single-file NIfTI"),
     "pipe": (pipe, "a folder, a pipe or a device, not a file"),
     "folder-named-like-a-file": (folder_named_like_a_file, "a folder, a pipe or a device, not a file"),
     "symlink-loop": (loop, "no such file"),
@@ -253,7 +253,7 @@ def test_other_formats_are_refused_by_their_content(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     if not path.exists():
         path.write_bytes((tmp_path / "x.img").read_bytes())
-    with pytest.raises(CaseError, match="not a NIfTI file of its own"):
+    with pytest.raises(CaseError, match=r"not a NIfTI file \(.nii or .nii.gz\), or damaged"):
         nifti.read(path)
 
 
@@ -261,7 +261,7 @@ def test_a_file_that_vanishes_after_its_header_was_read_is_a_case_error(tmp_path
     folder = write_case(tmp_path, "a", shape=SHAPE)
     image = nifti.read(image_of(folder))
     image_of(folder).unlink()
-    for look in (nifti.values, nifti.stored):
+    for look in (nifti.values, nifti.unscaled):
         with pytest.raises(CaseError, match=r"a-t1n-voided.nii.gz: its voxels can no longer be read"):
             look(image)
 

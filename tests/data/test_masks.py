@@ -49,7 +49,7 @@ def test_a_pool_holds_the_asked_number_of_compartments_small_and_large():
 def test_a_moved_compartment_keeps_its_volume_and_is_one_box(seed):
     rng = np.random.default_rng(seed)
     shape = masks.compartment(rng, 5_000)
-    moved = masks.moved(shape, rng)
+    moved = masks.rotated(shape, rng)
     assert moved.sum() == pytest.approx(shape.sum(), rel=0.05)  # nearest neighbour: 2 % at the surface
     assert all(moved.take([0, -1], axis).any(axis=(axis - 1, axis - 2)).all() for axis in range(3))
 

@@ -13,8 +13,8 @@ from brats_inpainting.data.windows import Stack, Window, Windowing
 
 from ..conftest import ball, brain, lesion
 
-PATCHES = Windowing(2, window=32, step=32, margin=0, common=32)
-BOXES = Windowing(3, window=32, step=8, margin=4, common=None)
+PATCHES = Windowing(2, window=32, step=32, margin=0, shared_side=32)
+BOXES = Windowing(3, window=32, step=8, margin=4, shared_side=None)
 
 
 def scan_of(shape, mask, case_id="a"):
@@ -51,7 +51,7 @@ def test_a_patch_covers_the_mask_and_grows_by_32_until_it_does():
     mask_SHW[0, 100:110, 0:10] = True
     mask_SHW[1, 60:150, 100:110] = True
     mask_SHW[2, 0:224, 5:6] = True
-    how = Windowing(2, window=64, step=32, margin=0, common=64)
+    how = Windowing(2, window=64, step=32, margin=0, shared_side=64)
     small, wide, whole = (window.place[1:] for window in windows.around(mask_SHW, how))
     assert small == (slice(73, 137), slice(0, 64))
     assert wide[0].stop - wide[0].start == 96
@@ -66,7 +66,10 @@ def test_a_window_is_just_large_enough_for_its_mask(start, side, patch, box):
     flat_SHW, solid_SHW = np.zeros((1, 224, 224), bool), np.zeros((224, 224, 224), bool)
     flat_SHW[0, start : start + side, 70 : 70 + side] = True
     solid_SHW[start : start + side, 70 : 70 + side, 80 : 80 + side] = True
-    patches, boxes = Windowing(2, window=64, step=32, margin=0, common=64), Windowing(3, 96, 8, margin=16, common=88)
+    patches, boxes = (
+        Windowing(2, window=64, step=32, margin=0, shared_side=64),
+        Windowing(3, 96, 8, margin=16, shared_side=88),
+    )
     for mask_SHW, how, shape in ((flat_SHW, patches, (patch, patch)), (solid_SHW, boxes, (box, box, box))):
         (found,) = windows.around(mask_SHW, how)
         assert found.shape == shape
@@ -75,7 +78,7 @@ def test_a_window_is_just_large_enough_for_its_mask(start, side, patch, box):
 
 def test_a_network_of_whole_slices_gets_the_whole_frame():
     mask_SHW = np.moveaxis(lesion((224, 256, 5)), 2, 0)
-    found = windows.around(mask_SHW, Windowing(2, window=224, step=32, margin=0, common=224))
+    found = windows.around(mask_SHW, Windowing(2, window=224, step=32, margin=0, shared_side=224))
     assert {str(window.place[1:]) for window in found} == {str((slice(0, 224), slice(0, 256)))}
     assert all(window.share_V is None for window in found)
 
@@ -117,7 +120,7 @@ def test_near_components_share_a_box_and_distant_ones_do_not():
     assert sizes(near) == [(32, 32, 32)]
     mask_SHW, less_than_two = boxes(np.s_[20:30, 50:60, 40:50], np.s_[20:30, 50:60, 82:92])
     assert sizes(less_than_two) == [(32, 64, 32)]
-    assert len(windows.around(mask_SHW, replace(BOXES, most=32**3))) == 2  # memory for one, not for both at once
+    assert len(windows.around(mask_SHW, replace(BOXES, max_voxels=32**3))) == 2  # memory for one, not for both at once
     _, distant = boxes(np.s_[20:30, 50:60, 10:20], np.s_[20:30, 50:60, 100:110])
     assert sizes(distant) == [(32, 32, 32)] * 2
     _, beside_a_large_one = boxes(np.s_[20:30, 20:100, 50:60], np.s_[20:30, 20:100:79, 66:68])
@@ -145,13 +148,13 @@ def test_a_hundred_small_lesions_take_few_boxes():
     mask_SHW = np.zeros((155, 224, 224), bool)
     for z, y, x in rng.integers((20, 30, 40), (130, 190, 180), size=(100, 3)):
         mask_SHW[z : z + 3, y : y + 4, x : x + 4] = True
-    assert len(windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, common=None))) <= 8
+    assert len(windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, shared_side=None))) <= 8
 
 
 def test_a_box_too_large_is_filled_in_overlapping_parts_that_blend():
     mask_SHW = np.zeros((60, 224, 224), bool)
     mask_SHW[20:40, 10:200, 60:180] = True
-    how = Windowing(3, window=32, step=8, margin=4, common=None, most=64 * 64 * 64)
+    how = Windowing(3, window=32, step=8, margin=4, shared_side=None, max_voxels=64 * 64 * 64)
     found = windows.around(mask_SHW, how)
     assert len(found) > 1
     assert all(np.prod(window.shape) <= 64**3 for window in found)
@@ -227,7 +230,7 @@ def test_slices_without_mask_stay_as_they_are():
     stack = stack_of(scan_of(mask.shape, mask))
     for task in stack.tasks():
         stack.add(task, np.ones(task.window.shape, np.float32))
-    untouched = [z for z in range(5) if z not in windows.masked(stack.scan.mask_SHW)]
+    untouched = [z for z in range(5) if z not in windows.masked_slices(stack.scan.mask_SHW)]
     assert untouched
     assert (stack.mean_SHW[untouched] == stack.scan.image_SHW[untouched]).all()
 
@@ -263,7 +266,7 @@ def test_a_slice_that_is_replaced_as_a_whole_has_one_patch():
 def test_parts_of_a_box_are_never_smaller_than_the_window_and_never_empty():
     mask_SHW = np.zeros((155, 224, 224), bool)
     mask_SHW[40:120, 20:30, 20:200] = mask_SHW[40:50, 20:200, 20:30] = True  # an L
-    found = windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, common=None, most=1))
+    found = windows.around(mask_SHW, Windowing(3, window=96, step=8, margin=16, shared_side=None, max_voxels=1))
     assert len(found) > 3
     assert all(max(window.shape) == 96 for window in found)
     assert all(window.share_V.any() for window in found)

@@ -1,1 +1,1 @@
-"""Cases, volumes, slices, masks: everything that knows about files and anatomy."""
+"""Reading, checking and preparing cases; windows; training data."""

@@ -1,4 +1,4 @@
-"""BIDS in and out: T1w scans with their lesion masks, where their fills go, and the JSON files that describe these."""
+"""BIDS datasets: find T1w scans with lesion masks, name their fills, and write the JSON sidecars."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ log = logging.getLogger(__name__)
 BIDS_VERSION = "1.11.1"
 SOFTWARE = "brats-inpainting"
 TITLE = f"T1w scans with lesions filled by {SOFTWARE}"
-OURS = "inpainted"  # the desc of what we write
-FREE = {"label", "desc", "space"}  # entities that a mask may have otherwise than its scan
-LESION = re.compile(r"(t[12]w?|flair)?lesions?", re.IGNORECASE)  # no perilesional tissue
+OURS = "inpainted"  # the desc of filled scans
+FREE = {"label", "desc", "space"}  # entities in which a mask may differ from its scan
+LESION = re.compile(r"(t[12]w?|flair)?lesions?", re.IGNORECASE)  # not "perilesional"
 NAME = re.compile(r"(sub-[a-zA-Z0-9+]+(?:_[a-zA-Z]+-[a-zA-Z0-9+]+)*)_(T1w|mask|roi)\.nii(?:\.gz)?")
 
 
 def find(folder: Path, participants: Sequence[str] = ()) -> list[Case]:
-    """List the T1w scans of a dataset for which there is a lesion mask, beside them or in one of its derivatives.
+    """List the T1w scans of a dataset that have a lesion mask, in the same folder or in a derivative.
 
     Args:
         folder: the dataset.
-        participants: labels with or without ``sub-``, several to a string with commas; none for everybody.
+        participants: labels with or without ``sub-``, also comma-separated; all if empty.
 
     Returns:
-        Cases in the order of their ids, which are the scans' names without ``_T1w``.
+        Cases sorted by id, which is the scan's name without ``_T1w``.
 
     Raises:
-        ConfigError: when a participant does not exist, no scan has a mask, one has several, or two fills would get
-            the same name.
+        ConfigError: an unknown participant, no mask or several for a scan, or one name for two fills.
     """
     chosen = _chosen(folder, participants)
     scans = {
@@ -55,7 +54,7 @@ def find(folder: Path, participants: Sequence[str] = ()) -> list[Case]:
         masks = _masks([root / scan.parent.relative_to(folder) for root in roots], its)
         if masks[1:]:
             both = "\n  ".join(map(str, masks))
-            raise ConfigError(f"{scan}: more than one lesion mask belongs to it\n  {both}\n  Keep one of them.")
+            raise ConfigError(f"{scan}: more than one lesion mask matches it\n  {both}\n  Keep one of them.")
         if masks:
             case = Case(scan.name.rpartition("_")[0], scan, masks[0])
             if (other := found.setdefault(_name(case), case)) is not case:
@@ -63,26 +62,26 @@ def find(folder: Path, participants: Sequence[str] = ()) -> list[Case]:
     if not found:
         raise ConfigError(
             f"{folder}: none of {len(scans)} T1w scans has a lesion mask\n"
-            "  Looked for sub-X/[ses-Y/]anat/*_T1w.nii[.gz], and beside it or in derivatives/*/sub-X/[ses-Y/]anat for\n"
-            "  *_mask.nii[.gz] or *_roi.nii[.gz] whose label or desc says lesion, with acq, run … as in the scan's.\n"
+            "  Looked for sub-X/[ses-Y/]anat/*_T1w.nii[.gz] and, there or in derivatives/*/sub-X/[ses-Y/]anat, for\n"
+            "  *_mask.nii[.gz] or *_roi.nii[.gz] whose label or desc is lesion, with the scan's acq, run ….\n"
             "  Name a mask like its scan, with label-lesion_mask for T1w."
         )
-    log.info("%d T1w scans with a lesion mask, %d without are left alone", len(found), len(scans) - len(found))
+    log.info("%d T1w scans with a lesion mask, %d without are skipped", len(found), len(scans) - len(found))
     return sorted(found.values(), key=lambda case: case.id)
 
 
 def _chosen(folder: Path, participants: Sequence[str]) -> set[str]:
-    """Return the labels of the wanted participants."""
+    """Return the labels of the selected participants."""
     there = {path.name.removeprefix("sub-") for path in folder.glob("sub-*/")}
     wanted = {label.strip().removeprefix("sub-") for given in participants for label in given.split(",")}
     if unknown := sorted(wanted - there):
-        known = textwrap.shorten(", ".join(sorted(there)) or "nobody", 500, placeholder=" …")
+        known = textwrap.shorten(", ".join(sorted(there)) or "none", 500, placeholder=" …")
         raise ConfigError(f"--participant-label {unknown[0]}: not in {folder}\n  There: {known}.")
     return wanted or there
 
 
 def _files(folder: Path, *suffixes: str) -> dict[Path, dict[str, str]]:
-    """Return the images of a folder that end in one of the suffixes, with what their names say: entity → value."""
+    """Return the images of a folder that end in one of the suffixes, with their entities (name → value)."""
     named = {path: NAME.fullmatch(path.name) for path in sorted(folder.glob("sub-*.nii*"))}
     return {
         path: dict(part.split("-") for part in match[1].split("_"))
@@ -92,7 +91,7 @@ def _files(folder: Path, *suffixes: str) -> dict[Path, dict[str, str]]:
 
 
 def _masks(places: list[Path], scan: dict[str, str]) -> list[Path]:
-    """Return the lesion masks that say nothing else of themselves than a scan does."""
+    """Return the lesion masks whose entities match the scan's."""
     return [
         path
         for place in places
@@ -103,30 +102,32 @@ def _masks(places: list[Path], scan: dict[str, str]) -> list[Path]:
 
 
 def _name(case: Case) -> str:
-    """Return the name of a fill: the scan's, but for its desc, which comes last."""
+    """Return the name of a fill: the scan's with desc replaced and placed last."""
     kept = [part for part in case.id.split("_") if not part.startswith("desc-")]
     return "_".join([*kept, f"desc-{OURS}", "T1w.nii.gz"])
 
 
 def jobs(found: list[Case], dataset: Path, output_path: Path) -> dict[Path, Case]:
-    """Return where the fill of each case goes in a derivative dataset.
+    """Return output path → case for a derivative dataset.
 
     Raises:
-        ConfigError: when a dataset is there that somebody else made, such as the scans' own.
+        ConfigError: the folder is in the scans' dataset, or holds another BIDS dataset.
     """
     place, scans = output_path.resolve(), dataset.resolve()
     if scans in place.parents and place.parent.name != "derivatives":
-        raise ConfigError(f"{output_path}: among the scans\n  Give a folder of its own, say derivatives/{OURS}.")
+        raise ConfigError(
+            f"{output_path}: in the scans' dataset\n  Give a separate folder, such as derivatives/{OURS}."
+        )
     if is_bids(output_path) and TITLE not in (output_path / BIDS).read_text(errors="replace"):
-        raise ConfigError(f"{output_path}: another BIDS dataset\n  Give a folder of its own, say derivatives/{OURS}.")
+        raise ConfigError(f"{output_path}: another BIDS dataset\n  Give a separate folder, such as derivatives/{OURS}.")
     return {output_path / case.image.parent.relative_to(dataset) / _name(case): case for case in found}
 
 
 def describe(filled: dict[Path, Case], dataset: Path, output_path: Path) -> dict[str, str]:
-    """Write dataset_description.json and, beside every fill that is there, what it was made from.
+    """Write dataset_description.json, and a JSON sidecar for every existing fill.
 
     Returns:
-        Name → reason of what could not be written.
+        Name → reason for files that could not be written.
     """
     failed = {}
     link = quote(os.path.relpath(dataset.resolve(), output_path.resolve()))
@@ -155,7 +156,7 @@ def describe(filled: dict[Path, Case], dataset: Path, output_path: Path) -> dict
 
 
 def _sidecar(case: Case, dataset: Path) -> dict[str, Any]:
-    """Say what a fill is and what it was made from."""
+    """Return the sidecar of a fill: description and sources."""
     scan, mask = (f"bids:source:{quote(path.relative_to(dataset).as_posix())}" for path in (case.image, case.mask))
     fields = {
         "Description": "The scan with synthetic healthy tissue in place of the lesion; for research only",

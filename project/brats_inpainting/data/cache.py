@@ -1,4 +1,4 @@
-"""Training scans, prepared once: memory-mapped slices on disk, made in parallel, taken up again, made anew when stale.
+"""On-disk cache of prepared training scans: memory-mapped, built in parallel, reused, rebuilt when stale.
 
 Shapes: X Y Z a file's own array; S H W a scan's framed axial slices, H along L and W along P.
 """
@@ -21,9 +21,9 @@ from scipy import ndimage
 
 from brats_inpainting.config import FRAME
 from brats_inpainting.data import nifti, volume
-from brats_inpainting.data.cases import Loaded
+from brats_inpainting.data.cases import LoadedCase
 from brats_inpainting.data.masks import Placed
-from brats_inpainting.data.volume import PERCENTILES
+from brats_inpainting.data.volume import INTENSITY_PERCENTILES
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.files import atomic_write
 from brats_inpainting.host import cpus
@@ -31,18 +31,18 @@ from brats_inpainting.progress import duration
 
 log = logging.getLogger(__name__)
 
-LEVELS = 65535  # of the stored images
+LEVELS = 65535  # largest value of a stored image
 RECORD = np.dtype([("image", np.uint16), ("distance", np.uint8)])  # a voxel on disk
-NOTES = ("start", "voxels", "box")  # what stands beside the records: the healthy mask, and where the brain is
-FAR = 255  # voxels; no tumour is farther away
-SPARE = 1.05  # of the space that the cache takes
+ARRAYS = ("start", "voxels", "box")  # arrays of the .npz file: the healthy mask, and the bounding box of the brain
+MAX_DISTANCE = 255  # voxels; larger distances to the tumour are clipped
+SPACE_FACTOR = 1.05  # free space required, relative to the size of the cache
 SCAN = re.compile(r"(?P<id>.+)[-_]t1n\.nii(\.gz)?", re.IGNORECASE)
 MASKS = ("healthy", "unhealthy")
 
 
 @dataclass(frozen=True)
-class Files:
-    """A complete case of the training folder; either mask may be missing."""
+class TrainingCase:
+    """Files of a training case; either mask may be missing."""
 
     id: str
     t1n: Path
@@ -51,23 +51,24 @@ class Files:
 
     @property
     def subject(self) -> str:
-        """The person, without the time point: cases of one person are never split between training and validation."""
+        """The id without the time point; a subject is never split between training and validation."""
         return re.sub(r"[-_]\d{3}$", "", self.id)
 
     @property
     def key(self) -> str:
-        """Hash of what the cached arrays depend on: names, sizes and times of the files, and how they are prepared."""
+        """Hash of the files' names, sizes and times, and of the preparation's constants."""
         given = [
             (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (self.t1n, self.healthy, self.unhealthy) if p
         ]
-        return hashlib.sha256(repr((given, PERCENTILES, FRAME, LEVELS, RECORD.descr, NOTES)).encode()).hexdigest()[:16]
+        content = (given, INTENSITY_PERCENTILES, FRAME, LEVELS, RECORD.descr, ARRAYS)
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class Scan:
-    """A prepared case: its records on disk, mapped anew at each look so that no file stays open.
+class CachedScan:
+    """A prepared case, memory-mapped at each access so that no file stays open.
 
-    ``healthy`` is its healthy mask, ``box`` the smallest around its tissue, both in the frame.
+    ``healthy`` is its healthy mask, ``box`` the bounding box of its tissue, both in the frame.
     """
 
     id: str
@@ -82,21 +83,21 @@ class Scan:
 
     @property
     def distance_SHW(self) -> np.ndarray:
-        """The distance of every voxel to the tumour's mask in voxels, up to FAR."""
+        """The distance of every voxel to the tumour mask in voxels, at most MAX_DISTANCE."""
         return np.load(self.path, mmap_mode="r")["distance"]
 
 
-def find(folder: Path) -> list[Files]:
-    """List the cases under a folder that hold a complete T1, ``{id}-t1n.nii.gz``.
+def find(folder: Path) -> list[TrainingCase]:
+    """List the cases under a folder that have a complete T1, ``{id}-t1n.nii.gz``.
 
     Raises:
-        ConfigError: when there are none.
+        ConfigError: there are none.
     """
     found = []
     for path in sorted(p for pattern in ("*", "*/*") for p in folder.glob(pattern) if SCAN.fullmatch(p.name)):
-        beside = [path.with_name(re.sub(r"(?i)t1n(?=\.nii)", f"mask-{kind}", path.name)) for kind in MASKS]
-        healthy, unhealthy = (mask if mask.exists() else None for mask in beside)
-        found.append(Files(path.name[: path.name.lower().rindex("t1n") - 1], path, healthy, unhealthy))
+        candidates = [path.with_name(re.sub(r"(?i)t1n(?=\.nii)", f"mask-{kind}", path.name)) for kind in MASKS]
+        healthy, unhealthy = (mask if mask.exists() else None for mask in candidates)
+        found.append(TrainingCase(path.name[: path.name.lower().rindex("t1n") - 1], path, healthy, unhealthy))
     if not found:
         raise ConfigError(
             f"{folder}: no ID/ID-t1n.nii.gz found\n"
@@ -105,8 +106,8 @@ def find(folder: Path) -> list[Files]:
     return found
 
 
-def prepare(files: Sequence[Files], cache: Path) -> list[Scan]:
-    """Prepare what is not yet in the cache, in parallel, and open everything.
+def prepare(files: Sequence[TrainingCase], cache: Path) -> list[CachedScan]:
+    """Prepare the cases that are not in the cache, in parallel, and open all of them.
 
     Args:
         files: the cases.
@@ -114,39 +115,38 @@ def prepare(files: Sequence[Files], cache: Path) -> list[Scan]:
 
     Raises:
         CaseError: naming each case that cannot be used.
-        ConfigError: when the disk is too small.
+        ConfigError: not enough disk space.
     """
     cache.mkdir(parents=True, exist_ok=True)
     paths = {case: cache / f"{case.id}-{case.key}.npy" for case in files}
     current = {case.id: path for case, path in paths.items()}
     for path in cache.glob("*.npy"):
         case_id = path.stem.rpartition("-")[0]
-        if (
-            case_id in current and path != current[case_id]
-        ):  # other cases may belong to another run that shares the cache
+        # other cases may belong to another run that shares the cache
+        if case_id in current and path != current[case_id]:
             path.with_suffix(".npz").unlink(missing_ok=True)
             path.unlink()
     todo = [(case, path) for case, path in paths.items() if not path.exists()]
     if todo:
-        _announce(todo, cache)
-        _make(todo)
+        _check_space(todo, cache)
+        _prepare_all(todo)
     return [_open(case, path) for case, path in paths.items()]
 
 
-def _announce(todo: Sequence[tuple[Files, Path]], cache: Path) -> None:
-    """Say how much will be written, and refuse to begin where it does not fit."""
+def _check_space(todo: Sequence[tuple[TrainingCase, Path]], cache: Path) -> None:
+    """Log the size of the arrays to write; raise ConfigError if it exceeds the free space."""
     depth = nifti.read(todo[0][0].t1n).shape[2]
     needed = len(todo) * depth * FRAME * FRAME * RECORD.itemsize
     free = shutil.disk_usage(cache).free
     log.info("preparing %d scans once: %.1f GB in %s, %.1f GB free", len(todo), needed / 1e9, cache, free / 1e9)
-    if needed * SPARE > free:
+    if needed * SPACE_FACTOR > free:
         raise ConfigError(
             f"{cache}: the prepared scans take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free\n"
             "  Give another folder with --cache-path."
         )
 
 
-def _make(todo: Sequence[tuple[Files, Path]]) -> None:
+def _prepare_all(todo: Sequence[tuple[TrainingCase, Path]]) -> None:
     started, failed = time.monotonic(), []
     workers = min(len(todo), cpus())
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -160,42 +160,40 @@ def _make(todo: Sequence[tuple[Files, Path]]) -> None:
                 if done % max(1, len(todo) // 10) == 0:
                     left = (time.monotonic() - started) * (len(todo) - done) / done
                     log.info("%d of %d scans prepared, %s left", done, len(todo), duration(left))
-        except BaseException:  # Ctrl-C and SIGTERM among them: do not wait for what has not begun
+        except BaseException:  # including Ctrl-C and SIGTERM: cancel the jobs that have not started
             pool.shutdown(cancel_futures=True)
             raise
     if failed:
-        raise CaseError(
-            "\n".join([*sorted(failed), f"{len(failed)} scans cannot be used\n  Mend them, or take them away."])
-        )
+        raise CaseError("\n".join([*sorted(failed), f"{len(failed)} scans cannot be used\n  Repair or remove them."]))
 
 
-def _prepare(case: Files, path: Path) -> None:
-    """Write one case as S × H × W records."""
+def _prepare(case: TrainingCase, path: Path) -> None:
+    """Write one case as an S × H × W array of records."""
     image = nifti.read(case.t1n)
     image_XYZ = nifti.values(image)
     masks = [_mask(file, image_XYZ.shape) for file in (case.healthy, case.unhealthy)]
     if not np.isfinite(image_XYZ).all() or image_XYZ.min() == image_XYZ.max():
-        raise CaseError(f"{case.id}: {case.t1n.name} is constant, or holds NaN or infinity")
-    scan = volume.prepare(Loaded(case.id, image, image_XYZ, np.zeros(image_XYZ.shape, bool), []))
+        raise CaseError(f"{case.id}: {case.t1n.name} is constant, or contains NaN or infinity")
+    scan = volume.prepare(LoadedCase(case.id, image, image_XYZ, np.zeros(image_XYZ.shape, bool), []))
     if scan.frame.size != (FRAME, FRAME):
         raise CaseError(f"{case.id}: the brain does not fit into {FRAME} × {FRAME} voxels\n  Resample it to 1 mm.")
     healthy_SHW, unhealthy_SHW = (scan.frame.cut(scan.orientation.apply(mask_XYZ)) for mask_XYZ in masks)
-    distance_SHW = np.full(scan.image_SHW.shape, FAR)
+    distance_SHW = np.full(scan.image_SHW.shape, MAX_DISTANCE)
     if unhealthy_SHW.any():
-        distance_SHW = np.minimum(ndimage.distance_transform_edt(~unhealthy_SHW), FAR)
+        distance_SHW = np.minimum(ndimage.distance_transform_edt(~unhealthy_SHW), MAX_DISTANCE)
     packed_SHW = np.empty(scan.image_SHW.shape, RECORD)
     packed_SHW["image"], packed_SHW["distance"] = np.rint(scan.image_SHW * LEVELS), distance_SHW
     box = np.array([(side.start, side.stop) for side in scan.box])
     np.savez_compressed(path.with_suffix(".npz"), **Placed.of(healthy_SHW)._asdict(), box=box)
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:  # last, for it says that the case is complete
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:  # written last: marks the case as complete
         np.save(file, packed_SHW)
 
 
-def _open(case: Files, path: Path) -> Scan:
+def _open(case: TrainingCase, path: Path) -> CachedScan:
     with np.load(path.with_suffix(".npz")) as stored:
         healthy = Placed(tuple(int(i) for i in stored["start"]), stored["voxels"])
         z, rows, columns = (slice(int(a), int(b)) for a, b in stored["box"])
-    return Scan(case.id, path, healthy, (z, rows, columns))
+    return CachedScan(case.id, path, healthy, (z, rows, columns))
 
 
 def _mask(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -207,7 +205,7 @@ def _mask(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
     return mask_XYZ
 
 
-def data_hash(files: Iterable[Files]) -> str:
-    """Hash of all inputs of a training run, by names and sizes, so that a copy of the data is the same data."""
+def data_hash(files: Iterable[TrainingCase]) -> str:
+    """Return a hash of a training run's ids and file sizes; a copy of the data has the same hash."""
     sizes = [(case.id, [p.stat().st_size for p in (case.t1n, case.healthy, case.unhealthy) if p]) for case in files]
     return hashlib.sha256(repr(sizes).encode()).hexdigest()

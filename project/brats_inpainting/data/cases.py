@@ -1,4 +1,4 @@
-"""Folder → cases, and everything that can be wrong with their files, found before any heavy work."""
+"""Find the cases of a folder, and load and validate them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from brats_inpainting.errors import CaseError, ConfigError
 log = logging.getLogger(__name__)
 
 AFFINE_TOLERANCE = 1e-3
-MAX_BRAIN_ML = 2300  # more foreground than this is a head, not a brain
-MAX_NAME = 255 - len("-sample-1")  # bytes, on all common file systems; samples have longer names than results
-BIDS = "dataset_description.json"  # where this lies, there is a BIDS dataset, raw or derivative
+MAX_BRAIN_ML = 2300  # a larger foreground is taken for a head that is not skull-stripped
+MAX_NAME = 255 - len("-sample-1")  # bytes, on all common file systems; names of samples are longest
+BIDS = "dataset_description.json"  # marks a BIDS dataset, raw or derivative
 FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan to be filled: its name and its two files."""
+    """One scan to fill: its id and its two files."""
 
     id: str
     image: Path
@@ -38,10 +38,10 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A case in memory, known to be sound.
+class LoadedCase:
+    """A validated case in memory.
 
-    ``image_XYZ`` holds the scan's scaled values as float32, ``mask_XYZ`` is bool; trailing axes of length one are
+    ``image_XYZ`` is float32 with the file's scaling applied, ``mask_XYZ`` is bool; trailing axes of length one are
     dropped from both. ``template`` has the header, the affine and the original shape.
     """
 
@@ -59,27 +59,26 @@ class Loaded:
 
 
 def output_name(case_id: str) -> str:
-    """Return the name of a filled scan that graders look for."""
+    """Return the file name of a filled scan, as the challenge expects it."""
     return f"{case_id}-t1n-inference.nii.gz"
 
 
 def is_bids(folder: Path) -> bool:
-    """Tell whether a folder is a BIDS dataset, which ``bids.find`` reads."""
+    """Return whether a folder is a BIDS dataset, which ``bids.find`` reads."""
     return os.access(folder / BIDS, os.F_OK)
 
 
 def find(folder: Path) -> list[Case]:
     """List the cases of a folder: one sub-folder each, ``{id}/{id}-t1n-voided.nii.gz`` and ``{id}-mask.nii.gz``.
 
-    ``_`` for ``-``, ``.nii`` for ``.nii.gz``, and files that lie in the folder itself are accepted too. Other files
-    beside a complete case are ignored.
+    ``_`` for ``-``, ``.nii`` for ``.nii.gz``, and files in the folder itself are accepted too. Other files in the
+    folder of a complete case are ignored.
 
     Returns:
-        Cases in the order of their ids. Of an incomplete one, the file that is not there goes by the name it should
-        have; ``load`` says so.
+        Cases sorted by id. An incomplete case has the expected name of the missing file, which ``load`` reports.
 
     Raises:
-        ConfigError: when the folder does not exist or cannot be read, holds no case at all, or one id twice.
+        ConfigError: the folder does not exist, cannot be read, has no case, or has two of one id.
     """
     if is_bids(folder):
         raise ConfigError(f"{folder}: a BIDS dataset, which only infer and check read\n  Give a folder of cases.")
@@ -93,15 +92,15 @@ def find(folder: Path) -> list[Case]:
     if not files:
         raise ConfigError(
             f"{folder}: no case found\n"
-            "  Looked for ID/ID-t1n-voided.nii.gz and ID/ID-mask.nii.gz (.nii, and _ for -, will do too).\n"
+            "  Looked for ID/ID-t1n-voided.nii.gz and ID/ID-mask.nii.gz (.nii, and _ for -, are accepted).\n"
             f"  Found: {nifti.listing(folder)}.\n"
-            "  A single pair of files goes by --image T1 --mask MASK --output FILE."
+            "  For a single pair of files use --image T1 --mask MASK --output FILE."
         )
     complete = {parent for (parent, _), found in files.items() if len(found) == 2} - {folder}
     files = {key: found for key, found in files.items() if len(found) == 2 or key[0] not in complete}
     counted = Counter(case_id for _, case_id in files)
     if twice := sorted(case_id for case_id, times in counted.items() if times > 1):
-        raise ConfigError(f"{folder}: {twice[0]} is there twice, and both would be written to one file\n  Rename one.")
+        raise ConfigError(f"{folder}: {twice[0]} exists twice, and both would be written to one file\n  Rename one.")
     return [
         Case(
             case_id if case_id.isprintable() else ascii(case_id)[1:-1],
@@ -113,29 +112,29 @@ def find(folder: Path) -> list[Case]:
 
 
 def _files(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
-    """Group the files of a folder and its sub-folders by where they lie and the id in their names."""
+    """Group the files of a folder and its sub-folders by folder and id."""
     files: dict[tuple[Path, str], dict[str, Path]] = {}
     for path in sorted(p for p in [*folder.glob("*"), *folder.glob("*/*")] if not p.name.startswith(".")):
         if match := FILE.fullmatch(path.name):
             kind = "mask" if match["kind"].lower() == "mask" else "image"
             files.setdefault((path.parent, match["id"]), {}).setdefault(kind, path)
-        elif path.is_dir() and _hides_scans(path):
+        elif path.is_dir() and _has_misnamed_scans(path):
             files[path, path.name] = {"image": path / f"{path.name}-t1n-voided.nii.gz"}
     return files
 
 
-def _hides_scans(folder: Path) -> bool:
-    """Tell whether a folder holds scans by other names, or must not be read and may hold some."""
+def _has_misnamed_scans(folder: Path) -> bool:
+    """Return whether a folder has only scans with other names, or cannot be read."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return folder.name != "lost+found"
     return any(folder.glob("*.nii*")) and not any(FILE.fullmatch(path.name) for path in folder.iterdir())
 
 
-def load(case: Case) -> Loaded:
-    """Read a case and look at it from all sides.
+def load(case: Case) -> LoadedCase:
+    """Read and validate a case.
 
     Raises:
-        CaseError: naming every reason why it cannot be processed.
+        CaseError: listing every problem.
     """
     if problem := _name_problem(case):
         raise CaseError(f"{case.id}: {problem}")
@@ -145,7 +144,7 @@ def load(case: Case) -> Loaded:
         raise CaseError(f"{case.id}: not enough memory to read it ({error})\n  Crop its two files.") from error
 
 
-def _load(case: Case) -> Loaded:
+def _load(case: Case) -> LoadedCase:
     images, problems = [], []
     for path in (case.image, case.mask):
         try:
@@ -158,18 +157,18 @@ def _load(case: Case) -> Loaded:
 
 
 def _name_problem(case: Case) -> str | None:
-    """Refuse names that no result can be called by, and that would write over a terminal."""
+    """Return why a case's file names cannot be used (not printable, too long), or None."""
     if not f"{case.image.name}{case.mask.name}".isprintable():
-        return "its files' names hold characters that cannot be printed\n  Use letters, digits, - and _."
+        return "its file names contain characters that cannot be printed\n  Use letters, digits, - and _."
     spare = MAX_NAME - len(os.fsencode(output_name(case.id)))
     return f"its name is too long for its result\n  Shorten it by {-spare} bytes." if spare < 0 else None
 
 
-def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple[str, str]) -> Loaded:
-    """Take two images for one case if they are sound and fit together; ``names`` stand for them in messages.
+def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple[str, str]) -> LoadedCase:
+    """Validate an image and its mask, which messages call by ``names``, and return them as a case.
 
     Raises:
-        CaseError: naming every reason why they cannot be processed.
+        CaseError: listing every problem.
     """
     for given, name in zip((image, mask), names, strict=True):
         nifti.check(given, name)
@@ -181,17 +180,17 @@ def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple
     warnings = [*_mask_warnings(mask_XYZ, values_XYZ), *_image_warnings(image, image_XYZ, mask_XYZ)]
     for warning in warnings:
         log.warning("%s: %s", case_id, warning)
-    return Loaded(case_id, image, image_XYZ, mask_XYZ, warnings)
+    return LoadedCase(case_id, image, image_XYZ, mask_XYZ, warnings)
 
 
 def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image) -> Iterator[str]:
     if image.shape[:3] == mask.shape[:3] and np.allclose(image.affine, mask.affine, rtol=0, atol=AFFINE_TOLERANCE):
         return
     lines = [
-        f"{name}   {nifti.times(i.shape)}, origin {_numbers(a[:3, 3])}, axes {_numbers(a[:3, :3].ravel())}"
+        f"{name}   {nifti.format_shape(i.shape)}, origin {_numbers(a[:3, 3])}, axes {_numbers(a[:3, :3].ravel())}"
         for name, i, a in zip(names, (image, mask), (image.affine, mask.affine), strict=True)
     ]
-    advice = "Shapes must be equal, affines too (to 0.001). Resample the mask onto the image (nearest neighbour)."
+    advice = "Shapes must be equal, and affines within 0.001. Resample the mask onto the image (nearest neighbour)."
     yield "\n  ".join(["mask and image lie on different grids", *lines, advice])
 
 
@@ -202,16 +201,16 @@ def _value_problems(names: tuple[str, str], image_XYZ: np.ndarray, mask_XYZ: np.
     elif image_XYZ.min() == image_XYZ.max():
         yield f"{names[0]} is {image_XYZ.flat[0]:g} everywhere\n  Export the scan again: it is empty."
     if np.isnan(mask_XYZ).any() or mask_XYZ.min() < 0:
-        yield f"{names[1]} holds negative or NaN values\n  A mask is 1 where tissue is to be filled, 0 elsewhere."
+        yield f"{names[1]} has negative or NaN values\n  A mask is 1 where tissue is to be filled, 0 elsewhere."
     elif not bad and image_XYZ.shape == mask_XYZ.shape and (mask_XYZ > 0.5).any():
         left = image_XYZ[mask_XYZ <= 0.5]
         if left.size == 0 or left.min() == left.max():
-            yield f"{names[1]} covers the whole brain\n  Nothing is left to go by; give a smaller mask, or invert it."
+            yield f"{names[1]} covers the whole brain\n  No tissue is left: give a smaller mask, or invert it."
 
 
 def _mask_warnings(mask_XYZ: np.ndarray, values_XYZ: np.ndarray) -> Iterator[str]:
     if not np.isin(values_XYZ, (0, 1)).all():
-        yield "the mask holds values other than 0 and 1; more than 0.5 counts as mask"
+        yield "the mask contains values other than 0 and 1; it is thresholded at 0.5"
     if not mask_XYZ.any():
         yield "the mask is empty: the output is the input"
 
@@ -219,10 +218,10 @@ def _mask_warnings(mask_XYZ: np.ndarray, values_XYZ: np.ndarray) -> Iterator[str
 def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
     zooms = voxel_sizes(image.affine)
     if (abs(zooms - 1) > 0.05).any():
-        yield f"voxels of {_numbers(zooms)} mm; the network knows 1 mm, so expect a worse fill"
+        yield f"voxels of {_numbers(zooms)} mm; the network was trained at 1 mm, so expect a worse fill"
     if image.ndim > 3:
-        yield "a trailing axis of length one is dropped, and put back in the output"
-    level = background(image_XYZ, mask_XYZ)
+        yield "a trailing axis of length one is dropped, and restored in the output"
+    level = background_level(image_XYZ, mask_XYZ)
     foreground_XYZ = image_XYZ != level
     yield from _place_warnings(image, foreground_XYZ & ~mask_XYZ, mask_XYZ)
     if foreground_XYZ.mean() > 0.9:
@@ -230,14 +229,14 @@ def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndar
         return
     bright_XYZ = abs(image_XYZ - level) > 0.05 * np.percentile(abs(image_XYZ - level), 99.9)
     if bright_XYZ.sum() * zooms.prod() / 1000 > MAX_BRAIN_ML:
-        yield "not skull-stripped, it seems: the network knows brains only, so the fill will be wrong near the skull"
+        yield "probably not skull-stripped: the network was trained on brains, so the fill will be wrong near the skull"
     whole = bright_XYZ | mask_XYZ
     if any(face.mean() > 0.05 for face in _faces(whole)):
         yield "the brain is cropped by the edge of the image; the fill near that edge will be worse"
 
 
 def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
-    """Look at where the mask lies in the tissue that is left."""
+    """Warn if the mask has no tissue around it, or covers whole slices."""
     if not mask_XYZ.any():
         return
     box = ndimage.find_objects(mask_XYZ.astype(np.uint8))[0]
@@ -248,11 +247,11 @@ def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.nda
     in_plane = tuple(axis for axis in range(3) if axis != axial)
     buried = np.count_nonzero(mask_XYZ.any(in_plane) & ~tissue_XYZ.any(in_plane))
     if buried:
-        yield f"the mask leaves no brain in {buried} of its slices; these are filled from nothing"
+        yield f"the mask leaves no brain in {buried} of its slices; these are filled without context"
 
 
-def background(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
-    """Return the value of the background: the median of the volume's faces outside the mask; 0 in BraTS."""
+def background_level(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
+    """Return the background's intensity: the median of the volume's faces outside the mask; 0 in BraTS."""
     rim = np.concatenate([face[~masked] for face, masked in zip(_faces(image_XYZ), _faces(mask_XYZ), strict=True)])
     return float(np.median(rim)) if rim.size else 0.0
 

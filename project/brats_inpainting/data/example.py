@@ -1,4 +1,4 @@
-"""A complete example case made from a brain that is at hand: a packaged scan, or a template. No download."""
+"""Create a complete example case from a packaged scan or a template, without a download."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from brats_inpainting.data import masks
 
 Brain = Literal["person", "template"]
 CASE = "BraTS-GLI-00000-000"
-SCAN = Path(__file__).parents[1] / "scans" / "ds002748-sub-41_T1w.nii.gz"  # CC0; see the README.md beside it
+SCAN = Path(__file__).parents[1] / "scans" / "ds002748-sub-41_T1w.nii.gz"  # CC0; see scans/README.md
 SHAPE = (240, 240, 155)
 AFFINE = np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
-# The same grid in the template's space: the template's origin falls on voxel (119, 114, 66), as in BraTS brains.
+# The same grid in the template's space, whose origin falls on voxel (119, 114, 66), as in BraTS.
 TEMPLATE_AFFINE = np.array([[-1, 0, 0, 119], [0, -1, 0, 114], [0, 0, 1, -66], [0, 0, 0, 1]])
-NECK = 2  # lowest slices, left empty because a brain that touches the edge looks cropped
-WHITE = 1000  # intensity of the brain's 99.9 percentile
-TUMOUR, HEALTHY = 4_000, 12_000  # about so many voxels: small, so that few slices are to be inpainted
+NECK = 2  # lowest slices, left empty: a brain at the edge of the image counts as cropped
+WHITE = 1000  # intensity of the brain's 99.9th percentile
+TUMOUR, HEALTHY = 4_000, 12_000  # approximate voxels; small, so that few slices are inpainted
 MARGIN = 5  # voxels by which the challenge enlarges a tumour
-DEPTH = 10  # voxels below the brain's surface at which both are centred
+DEPTH = 10  # minimum depth of both centres below the brain's surface, in voxels
 
 
 def write_example(folder: Path, *, seed: int = 0, brain: Brain = "person") -> Path:
-    """Write a case as in the challenge's training data: a brain without a tumour, with the masks of a synthetic one.
+    """Write a case in the format of the challenge's training data: a healthy brain with synthetic tumour masks.
 
-    The same seed, brain and library versions give the same bytes.
+    The files are bit-identical for the same seed, brain and library versions.
 
     Args:
-        folder: receives the folder ``BraTS-GLI-00000-000`` with the five files of the challenge.
-        seed: decides the masks.
+        folder: parent of the new folder ``BraTS-GLI-00000-000``, which has the challenge's five files.
+        seed: seed of the masks.
         brain: ``person`` is subject 41 of OpenNeuro ds002748 (CC0), packaged in the BraTS grid, uint8, 0 to 255.
             ``template`` is the ICBM152 2009a T1 average that nilearn ships, translated to the same grid, int16,
-            0 to about 1000; it is mirror-symmetric, so scores on it say nothing about patients.
+            0 to about 1000; it is mirror-symmetric, so scores on it do not apply to patients.
 
     Returns:
         The case's folder.
 
     Raises:
-        ConfigError: the folder cannot be written, or the template is wanted and nilearn is not installed.
+        ConfigError: the folder cannot be written, or the template needs nilearn and it is not installed.
     """
     t1n_XYZ = _person() if brain == "person" else _template()
     unhealthy_XYZ, healthy_XYZ = _masks(t1n_XYZ > 0, np.random.default_rng(seed))
@@ -76,10 +76,10 @@ def _template() -> np.ndarray:
     try:
         from nilearn.datasets import load_mni152_template
     except ImportError as error:
-        raise container.missing("the template is nilearn's, which is missing", "example") from error
+        raise container.missing("the template needs nilearn", "example") from error
     template = load_mni152_template(resolution=1)
-    moved = resample_from_to(template, (SHAPE, TEMPLATE_AFFINE), order=0)  # whole voxels: nothing is interpolated
-    brain_XYZ = np.asarray(moved.dataobj)
+    translated = resample_from_to(template, (SHAPE, TEMPLATE_AFFINE), order=0)  # by whole voxels
+    brain_XYZ = np.asarray(translated.dataobj)
     brain_XYZ[:, :, :NECK] = 0
     return np.round(brain_XYZ * (WHITE / np.percentile(brain_XYZ[brain_XYZ > 0], 99.9))).astype(np.int16)
 

@@ -1,4 +1,4 @@
-"""Which subjects validate and which train: two folds, seeded, written down (paper §3.1)."""
+"""Split subjects into training and validation: two seeded folds, saved as JSON (paper §3.1)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_inpainting.data.cache import Files
+from brats_inpainting.data.cache import TrainingCase
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.files import atomic_write
 
 FOLDS = 2
 
 
-def split(files: Sequence[Files], *, held_out: int, seed: int) -> list[list[str]]:
-    """Return, for each fold, the subjects that are kept for validation; no subject validates twice.
+def split(files: Sequence[TrainingCase], *, held_out: int, seed: int) -> list[list[str]]:
+    """Return the validation subjects of each fold; the folds are disjoint.
 
     Args:
         files: all cases; those of one subject stay together.
         held_out: subjects per fold; the paper keeps 10 of 1251.
-        seed: of the draw.
+        seed: seed of the permutation.
 
     Raises:
-        ConfigError: when nothing would be left to train on.
+        ConfigError: too few subjects to leave any for training.
     """
     subjects = sorted({case.subject for case in files})
     if FOLDS * held_out >= len(subjects) and held_out:
@@ -37,6 +37,6 @@ def split(files: Sequence[Files], *, held_out: int, seed: int) -> list[list[str]
 
 
 def write(folds: Sequence[Sequence[str]], path: Path, *, seed: int) -> None:
-    """Write the split as JSON, so that others can repeat it."""
+    """Write the split and its seed as JSON."""
     with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps({"seed": seed, "validation": list(folds)}, indent=2) + "\n")

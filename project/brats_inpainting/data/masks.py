@@ -1,7 +1,7 @@
 """Synthetic healthy-tissue masks: the algorithm of the BraTS local-synthesis challenge (Kofler et al. 2023).
 
-A tumour-shaped compartment is flipped, rotated and moved to a place that lies in the brain and away from the tumour.
-The challenge takes its shapes from real tumours; ours are ellipsoids perturbed by smooth random fields.
+A tumour-shaped compartment is flipped, rotated and moved to a place in the brain away from the tumour. The challenge
+takes its shapes from real tumours; ours are ellipsoids perturbed by smooth random fields.
 Shapes: X Y Z a volume, A B C the box of a compartment.
 """
 
@@ -17,19 +17,19 @@ from scipy.spatial.transform import Rotation
 from brats_inpainting.data.volume import cut
 
 MIN_INSIDE = 0.75  # share of the healthy mask that must lie in the brain
-MIN_DISTANCE = 5  # voxels between the healthy mask and the tumour's
+MIN_DISTANCE = 5  # voxels between the healthy mask and the tumour mask
 ATTEMPTS = 200
 
 
 class Placed(NamedTuple):
-    """A mask in a volume, stored as its bounding box alone: where the box starts, and its voxels."""
+    """A mask in a volume, stored as its bounding box: start and voxels."""
 
     start: tuple[int, ...]
     voxels: np.ndarray
 
     @classmethod
     def of(cls, mask: np.ndarray) -> Placed:
-        """Cut a bool volume to its box; an empty one leaves nothing."""
+        """Crop a bool volume to its bounding box, which is empty for an empty mask."""
         if not mask.any():
             return cls((0,) * mask.ndim, mask[(slice(0),) * mask.ndim])
         box = ndimage.find_objects(mask.astype(np.uint8))[0]
@@ -44,7 +44,7 @@ class Placed(NamedTuple):
         """Return the part of the mask in a box of the volume: bool of ``size``."""
         return cut(self.voxels, [a - b for a, b in zip(start, self.start, strict=True)], size)
 
-    def joined(self, other: Placed) -> Placed:
+    def union(self, other: Placed) -> Placed:
         """Return the union with another mask of the volume."""
         start = tuple(min(pair) for pair in zip(self.start, other.start, strict=True))
         stops = [[a + n for a, n in zip(mask.start, mask.voxels.shape, strict=True)] for mask in (self, other)]
@@ -72,12 +72,12 @@ def compartments(rng: np.random.Generator, count: int) -> list[np.ndarray]:
 
 
 def flipped(shape_ABC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the compartment after random flips."""
+    """Return the compartment, randomly flipped."""
     return np.flip(shape_ABC, tuple(np.flatnonzero(rng.random(3) < 0.5)))
 
 
-def moved(shape_ABC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the compartment after random flips and a random rotation, in its new bounding box."""
+def rotated(shape_ABC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the compartment, randomly flipped and rotated, in its new bounding box."""
     shape_ABC = flipped(shape_ABC, rng)
     size = int(np.ceil(np.linalg.norm(shape_ABC.shape))) + 2
     matrix = Rotation.random(rng=rng).as_matrix()
@@ -101,23 +101,23 @@ def place(
     shapes: Sequence[np.ndarray],
     rng: np.random.Generator,
     *,
-    vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] = moved,
+    vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] = rotated,
 ) -> Placed:
     """Draw a mask over healthy tissue.
 
     Args:
-        brain_XYZ: more than 0 where there is brain; only the places that are tried are read.
-        distance_XYZ: distance of every voxel to the tumour's mask, in voxels.
+        brain_XYZ: more than 0 in the brain; only the tried locations are read.
+        distance_XYZ: distance of every voxel to the tumour mask, in voxels.
         shapes: bool compartments to choose from, not empty.
         rng: the source of all randomness.
-        vary: changes a compartment at random before it is placed; ``flipped`` is faster than ``moved``.
+        vary: random transform of a compartment; ``flipped`` is faster than ``rotated``.
 
     Returns:
-        The mask: at least 75 % inside the brain, at least 5 voxels from the tumour. Of two admissible places the one
-        farther from the tumour is taken.
+        The mask: at least 75 % inside the brain, at least 5 voxels from the tumour. The one of two
+        admissible places that is farther from the tumour.
 
     Raises:
-        ValueError: when no place was found in 200 attempts.
+        ValueError: no place was found in 200 attempts.
     """
     sites = rng.integers(brain_XYZ.shape, size=(50 * ATTEMPTS, 3))
     x, y, z = sites.T
@@ -140,6 +140,6 @@ def place(
 
 
 def _cut(blob: np.ndarray) -> np.ndarray:
-    """Cut a blob to its bounding box."""
+    """Crop a blob to its bounding box."""
     cut: np.ndarray = blob[ndimage.find_objects(blob.astype(np.uint8))[0]]
     return cut

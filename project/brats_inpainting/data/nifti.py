@@ -1,4 +1,4 @@
-"""One NIfTI file of which nothing is believed: what its header says is looked at before memory is taken for it."""
+"""Defensive NIfTI reading: validate the header before allocating."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ from brats_inpainting.host import muted
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine of a bare array: BraTS order, 1 mm
 MAX_VOXELS = 512**3
-MAX_OFFSET = 2**26  # bytes before the voxels: 64 MB of header extensions, more than any scanner or tool writes
-SLACK = 2**26  # bytes behind the voxels that are read to check them; nobody needs more
-DAMAGE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, WrapStructError)
+MAX_OFFSET = 2**26  # bytes before the voxels (64 MB): larger header extensions are rejected
+MAX_TRAILING = 2**26  # bytes after the voxels that are read to verify the checksum
+ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, WrapStructError)
 
 
 def read(path: Path) -> Nifti1Image:
-    """Open one NIfTI file; refuse what lies about its size before memory is taken for it.
+    """Open a NIfTI file after validating its header and length.
 
     Raises:
-        CaseError: when it is missing, damaged, or no volume of numbers.
+        CaseError: the file is missing, damaged, or not a numeric volume.
     """
     try:
-        # Not from_bytes: the chunked, bounded read below would remain, and each image would keep its file in memory.
-        with muted():  # of oddities in a header that change nothing
-            image = _kind(path).from_filename(path)
+        # from_bytes would keep the whole file in memory, and still need the bounded read below.
+        with muted():  # nibabel warns of harmless oddities in headers
+            image = _image_class(path).from_filename(path)
         check(image, path.name)
         _check_length(path, int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize)
     except CaseError:
         raise
-    except DAMAGE as error:
-        raise CaseError(f"{path.name}: not a NIfTI file, or a damaged one ({error}). Export it again.") from error
+    except ERRORS as error:
+        raise CaseError(f"{path.name}: not a NIfTI file, or damaged ({error}). Export it again.") from error
     return image
 
 
 def as_image(given: Any) -> SpatialImage:
-    """Read a path, and take an array as an LPS volume with voxels of 1 mm; return images as they are.
+    """Read a path, or wrap an array as an LPS volume with 1 mm voxels; images are returned unchanged.
 
     Raises:
-        CaseError: when a file cannot be read, or what is given holds no numbers.
+        CaseError: the file cannot be read, or the array is not numeric.
     """
     if isinstance(given, str | Path):
         return read(Path(given))
@@ -65,26 +65,26 @@ def as_image(given: Any) -> SpatialImage:
 
 
 def check(image: object, name: str) -> None:
-    """Look at everything that a header says before the voxels are read.
+    """Validate an image's header before its voxels are read.
 
     Raises:
-        CaseError: when it does not describe one volume of numbers, of a size that can be worked with.
+        CaseError: it does not describe one numeric 3D volume of at most MAX_VOXELS.
     """
     if not isinstance(image, Nifti1Image):
         raise CaseError(f"{name}: {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
     shape, dtype = image.shape, image.get_data_dtype()
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
-        raise CaseError(f"{name}: {times(shape)} voxels, but one 3D volume is needed. Extract one volume.")
+        raise CaseError(f"{name}: {format_shape(shape)} voxels, but one 3D volume is needed. Extract one volume.")
     if dtype.kind not in "iuf":
         raise CaseError(f"{name}: voxels of type {dtype}, but numbers are needed. Convert it to float32.")
     if np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise CaseError(f"{name}: {times(shape)} voxels, more than {MAX_VOXELS:,}. Crop it.")
+        raise CaseError(f"{name}: {format_shape(shape)} voxels, more than {MAX_VOXELS:,}. Crop it.")
     if not np.isfinite(image.affine).all() or np.isnan(io_orientation(image.affine)).any():
         raise CaseError(f"{name}: its affine does not span three dimensions. Repair the header.")
 
 
 def write(image: Nifti1Image, file: BinaryIO, *, compress: bool) -> None:
-    """Write the bytes that nibabel writes to a .nii or .nii.gz; a hidden file's name does not tell it which."""
+    """Write an image as nibabel does for .nii or .nii.gz; a temporary file's name has neither suffix."""
     if not compress:
         image.to_stream(file)
         return
@@ -93,33 +93,33 @@ def write(image: Nifti1Image, file: BinaryIO, *, compress: bool) -> None:
 
 
 def values(image: Nifti1Image) -> np.ndarray:
-    """Return the scaled values, X × Y × Z, float32; what overflows becomes infinite, and is reported as such.
+    """Return the scaled values, X × Y × Z, float32; overflow gives infinity, which validation reports.
 
     Raises:
-        CaseError: when the file can no longer be read.
+        CaseError: the file can no longer be read.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return _voxels(image, np.asanyarray).reshape(image.shape[:3]).astype(np.float32)
 
 
-def stored(image: Nifti1Image) -> np.ndarray:
-    """Return the numbers as the file has them, without their scaling.
+def unscaled(image: Nifti1Image) -> np.ndarray:
+    """Return the stored values, without scaling.
 
     Raises:
-        CaseError: when the file can no longer be read.
+        CaseError: the file can no longer be read.
     """
     return _voxels(image, lambda data: data.get_unscaled() if is_proxy(data) else np.asanyarray(data))
 
 
-def times(shape: tuple[int, ...]) -> str:
-    """Write a shape for people."""
+def format_shape(shape: tuple[int, ...]) -> str:
+    """Return a shape as text, such as 240×240×155."""
     return "×".join(map(str, shape))
 
 
 def _voxels(image: Nifti1Image, get: Callable[[Any], np.ndarray]) -> np.ndarray:
     try:
         return get(image.dataobj)
-    except DAMAGE as error:
+    except ERRORS as error:
         name = Path(image.get_filename() or "image").name
         raise CaseError(f"{name}: its voxels can no longer be read ({error}). Is the file still there?") from error
 
@@ -128,10 +128,10 @@ def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _kind(path: Path) -> type[Nifti1Image]:
-    """Tell NIfTI-1 and -2 from everything else by the first bytes, and follow the extensions before the voxels.
+def _image_class(path: Path) -> type[Nifti1Image]:
+    """Return the class for a NIfTI-1 or -2 file, after validating the lengths of its header extensions.
 
-    nibabel reads as many bytes as an extension says, to the end of the file for a negative number.
+    nibabel trusts an extension's length, and reads to the end of the file if it is negative.
     """
     if not path.is_file():
         what = "a folder, a pipe or a device, not a file" if path.exists() else "no such file"
@@ -141,11 +141,11 @@ def _kind(path: Path) -> type[Nifti1Image]:
         kind = Nifti2Image if start[4:8] == b"n+2\0" else Nifti1Image
         size = kind.header_class.sizeof_hdr
         if kind is Nifti1Image and start[344:348] != b"n+1\0":
-            raise CaseError(f"{path.name}: not a NIfTI file of its own, or a damaged one. Convert it to .nii.gz.")
+            raise CaseError(f"{path.name}: not a NIfTI file (.nii or .nii.gz), or damaged. Convert it to .nii.gz.")
         header = kind.header_class(start[:size], check=False)
         offset = int(header["vox_offset"])
         if not 0 <= offset <= MAX_OFFSET:
-            raise CaseError(f"{path.name}: its voxels are said to begin at byte {offset:,}. Export it again.")
+            raise CaseError(f"{path.name}: its header puts the voxels at byte {offset:,}. Export it again.")
         held = start + file.read(max(0, offset - len(start)))
     at = size + 4
     while held[size : size + 1] > b"\0" and offset - at >= 16:
@@ -157,22 +157,22 @@ def _kind(path: Path) -> type[Nifti1Image]:
 
 
 def listing(folder: Path) -> str:
-    """Name the first five files of a folder, in characters that every terminal shows."""
+    """Return the names of a folder's first five files, in printable ASCII."""
     try:
         names = [ascii(path.name)[1:-1] for path in sorted(folder.iterdir())]
     except OSError:
-        return "nothing that can be read"
-    return ", ".join([*names[:5], *(["..."] if names[5:] else [])]) or "nothing at all"
+        return "nothing readable"
+    return ", ".join([*names[:5], *(["..."] if names[5:] else [])]) or "nothing"
 
 
 def _check_length(path: Path, needed: int) -> None:
-    """Read through a file, a little at a time, to learn whether it holds what its header promises."""
+    """Read a file in chunks to verify that it is as long as its header requires."""
     held = 0
     try:
         with _opened(path) as file:
-            while held < needed + SLACK and (chunk := file.read(2**20)):  # gzip's checksum stands at the very end
+            while held < needed + MAX_TRAILING and (chunk := file.read(2**20)):  # gzip's checksum is at the end
                 held += len(chunk)
     except (EOFError, OSError, zlib.error) as error:
         raise CaseError(f"{path.name}: truncated or damaged ({error}). Copy it again.") from error
     if held < needed:
-        raise CaseError(f"{path.name}: holds {held:,} bytes, but its header promises {needed:,}. Copy it again.")
+        raise CaseError(f"{path.name}: has {held:,} bytes, but its header requires {needed:,}. Copy it again.")

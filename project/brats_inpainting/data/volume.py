@@ -1,7 +1,7 @@
-"""A case as arrays, and back: orientation, intensity, crop, each with its exact undo; NIfTI out.
+"""Preprocessing of a case with exact inverses (orientation, intensity, crop), and NIfTI output.
 
-Shapes: X Y Z the file's own array, L P S the array re-oriented to LPS, S H W the frame: the part of every axial slice
-that the network may see, slices first, H along L and W along P.
+Shapes: X Y Z the file's array, L P S the array re-oriented to LPS, S H W the frame: the region of every axial slice
+that the network can see, slices first, H along L and W along P.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from scipy import ndimage
 
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE
 from brats_inpainting.data import nifti
-from brats_inpainting.data.cases import Loaded, background
+from brats_inpainting.data.cases import LoadedCase, background_level
 from brats_inpainting.errors import CaseError
 from brats_inpainting.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-PERCENTILES = (0.1, 99.9)
-NEAR = 2  # voxels: a component of the mask that is farther from all tissue lies in the background
-FAINTEST = 0.01  # of tissue in [0, 1]; ringing and rounding in the background are less
+INTENSITY_PERCENTILES = (0.1, 99.9)
+MAX_GAP = 2  # voxels; a component of the mask farther from all tissue is background
+MIN_TISSUE = 0.01  # lowest scaled intensity of tissue, above ringing and rounding in the background
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """The permutation and flips of axes that bring an array to LPS; voxels are moved, never resampled."""
+    """The permutation and flips of axes that bring an array to LPS, without resampling."""
 
     to_lps: np.ndarray
     from_lps: np.ndarray
 
     @classmethod
     def of(cls, affine: np.ndarray) -> Orientation:
-        """Read the orientation off an affine; oblique axes count as the nearest anatomical ones."""
+        """Derive the orientation from an affine; oblique axes are mapped to the nearest anatomical ones."""
         own, lps = io_orientation(affine), axcodes2ornt(("L", "P", "S"))
         return cls(ornt_transform(own, lps), ornt_transform(lps, own))
 
@@ -47,7 +47,7 @@ class Orientation:
         return apply_orientation(array_XYZ, self.to_lps)
 
     def undo(self, array_LPS: np.ndarray) -> np.ndarray:
-        """Return the array in the file's own order of axes."""
+        """Return the array in the file's orientation."""
         return apply_orientation(array_LPS, self.from_lps)
 
 
@@ -59,8 +59,8 @@ class Intensity:
     high: float
 
     @classmethod
-    def of(cls, volume: np.ndarray, percentiles: tuple[float, float] = PERCENTILES) -> Intensity:
-        """Take the percentiles over all voxels, background included."""
+    def of(cls, volume: np.ndarray, percentiles: tuple[float, float] = INTENSITY_PERCENTILES) -> Intensity:
+        """Compute the percentiles over all voxels, including background."""
         low, high = np.percentile(volume, percentiles)
         return cls(float(low), float(high))
 
@@ -76,14 +76,14 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Frame:
-    """The in-plane rectangle that is cut from every slice, and padded with zeros where it leaves the image."""
+    """The in-plane rectangle that is cropped from every slice, zero-padded outside the image."""
 
     start: tuple[int, int]
     size: tuple[int, int]
 
     @classmethod
     def around(cls, occupied_LPS: np.ndarray) -> Frame:
-        """Take the central 224 × 224; centre on what is occupied if that would be cut; grow if it does not fit."""
+        """Return the central 224 × 224, re-centred if that crops the occupied region, enlarged if it does not fit."""
         sides = [_side(occupied_LPS.max(axis=others)) for others in ((1, 2), (0, 2))]
         return cls((sides[0].start, sides[1].start), (_length(sides[0]), _length(sides[1])))
 
@@ -95,14 +95,14 @@ class Frame:
         return framed_SHW
 
     def undo(self, framed_SHW: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Put the frames back into slices of the original size; what was cut away is 0."""
+        """Return slices of the original size, 0 outside the frame."""
         array_LPS = np.zeros(shape, framed_SHW.dtype)
         source, target = self._overlap(shape)
         array_LPS[source] = np.moveaxis(framed_SHW[:, *target], 0, 2)
         return array_LPS
 
     def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Where frame and image overlap, in the image's and in the frame's own indices."""
+        """Return the overlap of frame and image, in indices of the image and of the frame."""
         spans = [
             (max(start, 0), min(start + size, n), start)
             for start, size, n in zip(self.start, self.size, shape[:2], strict=True)
@@ -120,16 +120,16 @@ def span(
     length: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> slice:
-    """Place a window along one axis so that it covers what lies from ``start`` to ``stop``.
+    """Place a window along one axis so that it covers ``start`` to ``stop``.
 
     Args:
-        start: the first index that is covered.
-        stop: one more than the last.
-        window: the window's length.
-        step: the window grows in steps of so many until everything fits; 0 keeps its length.
-        margin: indices beyond ``start`` and ``stop`` that the window must have room for.
-        length: that of the axis, if the window must begin on it, and end on it or, on a short axis, soon after.
-        rng: draws the position among all that cover what is to be covered; without it the window is centred.
+        start: first covered index.
+        stop: one past the last.
+        window: minimum length of the window.
+        step: the window grows in multiples of ``step`` until everything fits; 0 keeps its length.
+        margin: indices of context that the window includes before ``start`` and after ``stop``.
+        length: length of the axis, if the window must stay on it; on a shorter axis it starts at 0.
+        rng: draws the position among all that cover the interval; if None, the window is centred.
     """
     size = window
     if step:
@@ -145,7 +145,7 @@ def span(
 
 
 def cut(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Return a copy of a box of an array; where the box reaches beyond the array it holds zeros."""
+    """Return a copy of a box of an array, zero-padded outside the array."""
     box = np.zeros(size, array.dtype)
     ends = [(max(a, 0), min(a + n, length), a) for a, n, length in zip(start, size, array.shape, strict=True)]
     if all(first < last for first, last, _ in ends):
@@ -154,7 +154,7 @@ def cut(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndar
 
 
 def occupied(along: np.ndarray) -> tuple[int, int]:
-    """Return the first index where there is something, and one more than the last; the whole axis where nothing is."""
+    """Return the first non-zero index and one past the last; the whole axis if all are zero."""
     indices = np.flatnonzero(along) if along.any() else np.arange(len(along))
     return int(indices[0]), int(indices[-1]) + 1
 
@@ -174,14 +174,14 @@ def _length(side: slice) -> int:
 
 @dataclass(frozen=True)
 class Scan:
-    """A case made ready for the network, and all that is needed to go back.
+    """A case prepared for the network, with the parameters of the inverse transforms.
 
-    ``voided_XYZ`` has the scan's own intensities, the mask set to background; ``image_SHW`` lies in [0, 1], the mask
-    set to 0; both masks are bool. Components of the mask that lie in the background are in ``mask_XYZ`` alone: they
-    stay background. ``box`` is the smallest around the tissue that is left, in the frame.
+    ``voided_XYZ`` has the file's intensities, with background in the mask; ``image_SHW`` is in [0, 1], with 0 in the
+    mask; both masks are bool. Components of the mask in the background are only in ``mask_XYZ`` and stay background.
+    ``box`` is the bounding box of the remaining tissue, in the frame.
     """
 
-    loaded: Loaded
+    loaded: LoadedCase
     orientation: Orientation
     intensity: Intensity
     frame: Frame
@@ -197,7 +197,7 @@ class Scan:
         return self.loaded.id
 
     def inside(self, framed_SHW: np.ndarray) -> np.ndarray:
-        """Return the scan in its own intensities, filled from ``framed_SHW`` inside the mask, untouched elsewhere."""
+        """Return the scan in the file's intensities, filled from ``framed_SHW`` in the mask, unchanged elsewhere."""
         result_XYZ, mask_XYZ = self.voided_XYZ.copy(), self._unframed(self.mask_SHW)
         result_XYZ[mask_XYZ] = self.intensity.undo(np.clip(self._unframed(framed_SHW)[mask_XYZ], 0, 1))
         return result_XYZ
@@ -206,19 +206,19 @@ class Scan:
         """Return ``framed_SHW`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3).
 
         Raises:
-            CaseError: when one of the two ranges is empty.
+            CaseError: one of the two ranges is empty.
         """
         whole_XYZ = np.clip(self._unframed(framed_SHW), 0, 1)
         own, target = Intensity.of(whole_XYZ, (0, 100)), Intensity.of(self.voided_XYZ, (0.5, 99.5))
         if not (own.high > own.low and target.high > target.low):
             raise CaseError(
-                f"{self.id}: no range of intensities is left between the percentiles 0.5 and 99.5, or in the fill\n"
+                f"{self.id}: the intensities between the percentiles 0.5 and 99.5, or of the fill, are constant\n"
                 "  Crop the background, or use another preset than paper."
             )
         return target.undo(own.scale(whole_XYZ))
 
-    def spread(self, std_SHW: np.ndarray) -> np.ndarray:
-        """Return a standard deviation in the scan's own intensities, 0 outside the mask."""
+    def undo_std(self, std_SHW: np.ndarray) -> np.ndarray:
+        """Return a standard deviation in the file's intensities, 0 outside the mask."""
         scale = np.float32(self.intensity.high - self.intensity.low)
         return np.where(self.mask_XYZ, self._unframed(std_SHW) * scale, np.float32(0))
 
@@ -227,18 +227,18 @@ class Scan:
         return self.orientation.undo(self.frame.undo(framed_SHW, shape_LPS))
 
 
-def prepare(loaded: Loaded, *, dilate: float = 0.0) -> Scan:
-    """Make a case ready for the network (paper §3.1): void, scale to [0, 1], re-orient to LPS, frame.
+def prepare(loaded: LoadedCase, *, dilate: float = 0.0) -> Scan:
+    """Prepare a case for the network (paper §3.1): void, scale to [0, 1], re-orient to LPS, frame.
 
     Args:
         loaded: the case.
-        dilate: millimetres by which the mask is grown first.
+        dilate: millimetres by which the mask is dilated first.
 
     Raises:
-        CaseError: when the grown mask, or the scan itself, leaves no range of intensities to work with.
+        CaseError: the scan is constant outside the dilated mask.
     """
     mask_XYZ = grow(loaded.mask_XYZ, dilate, loaded.spacing)
-    level = background(loaded.image_XYZ, mask_XYZ)
+    level = background_level(loaded.image_XYZ, mask_XYZ)
     voided_XYZ = np.where(mask_XYZ, np.float32(level), loaded.image_XYZ)
     intensity = Intensity.of(voided_XYZ)
     if not intensity.high > intensity.low:
@@ -250,7 +250,7 @@ def prepare(loaded: Loaded, *, dilate: float = 0.0) -> Scan:
     frame = Frame.around(mask_LPS | (orientation.apply(voided_XYZ) != level))
     image_SHW, mask_SHW = frame.cut(image_LPS), frame.cut(mask_LPS)
     image_SHW[mask_SHW] = 0
-    tissue_SHW = image_SHW > FAINTEST
+    tissue_SHW = image_SHW > MIN_TISSUE
     stray_SHW = _without_tissue(mask_SHW, tissue_SHW)
     if stray_SHW.any():
         warning = f"{np.count_nonzero(stray_SHW):,} voxels of the mask lie in the background and stay background"
@@ -262,19 +262,19 @@ def prepare(loaded: Loaded, *, dilate: float = 0.0) -> Scan:
 
 
 def _without_tissue(mask_SHW: np.ndarray, tissue_SHW: np.ndarray) -> np.ndarray:
-    """Return the connected components of a mask that no tissue is near."""
+    """Return the connected components of a mask without tissue within ``MAX_GAP``."""
     stray_SHW = np.zeros_like(mask_SHW)
     if mask_SHW.any():
         inner = ndimage.find_objects(mask_SHW.astype(np.uint8))[0]
-        box = tuple(slice(max(0, side.start - NEAR), side.stop + NEAR) for side in inner)
+        box = tuple(slice(max(0, side.start - MAX_GAP), side.stop + MAX_GAP) for side in inner)
         labels, _ = ndimage.label(mask_SHW[box], np.ones((3, 3, 3)))
-        near = ndimage.binary_dilation(tissue_SHW[box], np.ones((3, 3, 3)), iterations=NEAR)
+        near = ndimage.binary_dilation(tissue_SHW[box], np.ones((3, 3, 3)), iterations=MAX_GAP)
         stray_SHW[box] = mask_SHW[box] & ~np.isin(labels, np.unique(labels[near & mask_SHW[box]]))
     return stray_SHW
 
 
 def _box(tissue_SHW: np.ndarray) -> tuple[slice, slice, slice]:
-    """Return the smallest box around tissue; everything where there is none."""
+    """Return the bounding box of tissue; the whole frame if there is none."""
     s, h, w = (slice(*occupied(tissue_SHW.max(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
     return s, h, w
 
@@ -287,20 +287,17 @@ def grow(mask_XYZ: np.ndarray, millimetres: float, spacing: tuple[float, float, 
 
 
 def smooth(image_SHW: np.ndarray, sigma: float | tuple[float, float, float]) -> np.ndarray:
-    """Filter stacked slices with a Gaussian of ``sigma`` voxels, or of one for each of x, y and z (paper §3.3).
-
-    0 does nothing.
-    """
+    """Apply a Gaussian filter of ``sigma`` voxels, or one each for x, y and z (paper §3.3); 0 returns the input."""
     if not sigma:
         return image_SHW
     return np.moveaxis(ndimage.gaussian_filter(np.moveaxis(image_SHW, 0, 2), sigma), 2, 0)
 
 
-def image_like(loaded: Loaded, volume_XYZ: np.ndarray, *, keep_dtype: bool = False) -> Nifti1Image:
-    """Return an image, to be saved, with the input's shape, affine, codes, units and other header fields.
+def image_like(loaded: LoadedCase, volume_XYZ: np.ndarray, *, keep_dtype: bool = False) -> Nifti1Image:
+    """Return an image with the input's shape, affine, codes, units and other header fields.
 
-    Float32 with slope 1; or, with ``keep_dtype``, the input's type and scaling: values are rounded and clipped to what
-    these can hold, and voxels that did not change keep the very number that the file had.
+    Float32 with slope 1; with ``keep_dtype`` the input's type and scaling: values are rounded and clipped to its range,
+    and unchanged voxels keep their stored value.
     """
     template = loaded.template
     header = template.header.copy()
@@ -309,14 +306,14 @@ def image_like(loaded: Loaded, volume_XYZ: np.ndarray, *, keep_dtype: bool = Fal
         header.set_slope_inter(1, 0)
         return type(template)(volume_XYZ.astype(np.float32).reshape(template.shape), template.affine, header)
     slope, inter = (getattr(template.dataobj, name, default) for name, default in (("slope", 1.0), ("inter", 0.0)))
-    stored_XYZ = nifti.stored(template).reshape(loaded.image_XYZ.shape)
+    stored_XYZ = nifti.unscaled(template).reshape(loaded.image_XYZ.shape)
     values_XYZ = (volume_XYZ.astype(np.float64) - inter) / slope
     if stored_XYZ.dtype.kind in "iu":
         limits = np.iinfo(stored_XYZ.dtype)
         values_XYZ = np.clip(np.rint(values_XYZ), limits.min, limits.max)
     kept_XYZ = np.where(volume_XYZ == loaded.image_XYZ, stored_XYZ, values_XYZ.astype(stored_XYZ.dtype))
     image = type(template)(kept_XYZ.reshape(template.shape), template.affine, header)
-    image.header.set_slope_inter(slope, inter)  # after the constructor, which forgets it
+    image.header.set_slope_inter(slope, inter)  # the constructor resets it
     return image
 
 
@@ -324,7 +321,7 @@ def read(path: Path) -> np.ndarray:
     """Read a file's scaled values in LPS, float32.
 
     Raises:
-        CaseError: when it cannot be read.
+        CaseError: the file cannot be read.
     """
     return in_lps(nifti.read(path))
 
@@ -338,7 +335,7 @@ def save(image: Nifti1Image, path: Path) -> None:
     """Write an image atomically.
 
     Raises:
-        CaseError: when the disk is full or the folder cannot be written.
+        CaseError: the disk is full or the folder cannot be written.
     """
     try:
         with atomic_write(path) as unfinished, unfinished.open("wb") as file:

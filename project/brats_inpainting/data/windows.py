@@ -1,9 +1,9 @@
-"""Windows of a scan's frame that need filling, batches of them across cases, and adding their samples up.
+"""Windows that cover a mask, batches of windows across cases, and aggregation of their samples.
 
-The unit of work is a place in the frame, ``(z, rows, columns)``: a patch of one axial slice where ``z`` is an ``int``,
-a box of the volume where it is a ``slice``. NumPy indexing makes everything else the same code.
+A window is a place in the frame, ``(z, rows, columns)``: a patch of one axial slice if ``z`` is an ``int``, a box of
+the volume if it is a ``slice``.
 
-Shapes: S H W a scan's frame, axial slices first; V the axes of a window as the network sees them, H W of a patch and
+Shapes: S H W a scan's frame, axial slices first; V the axes of a window in the network's order, H W of a patch and
 X Y Z (= H W S) of a box; C channels.
 """
 
@@ -20,11 +20,11 @@ from scipy import ndimage
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE, DiffusionConfig, UNetConfig
 from brats_inpainting.data.volume import Scan, span
 
-MAX_OPEN = 4  # cases whose windows may wait for a full batch at a time; it bounds the memory
-MARGIN = 16  # voxels of context that a box has around its components
-LARGEST_SHARED = 128**3  # voxels of a box that distant components share; larger ones were not tried
-OVERLAP = 32  # voxels by which the parts of a box overlap that is too large for the memory
-POSITION_LIMIT = 1.5  # in half sizes of the brain's box
+MAX_OPEN = 4  # cases whose windows wait for a full batch at a time; bounds the memory
+MARGIN = 16  # voxels of context around the components in a box
+LARGEST_SHARED = 128**3  # maximum voxels of a box shared by distant components; larger ones were not tried
+OVERLAP = 32  # voxels shared by the parts of a box that exceeds the memory
+POSITION_LIMIT = 1.5  # in half sizes of the brain's bounding box
 
 Place = tuple[int | slice, slice, slice]
 Sides = tuple[slice, ...]
@@ -36,42 +36,42 @@ class Windowing:
 
     Attributes:
         dims: 2 for patches of slices, 3 for boxes of the volume.
-        window: the least side; 2D networks of whole slices (``FRAME`` and more) get whole slices.
-        step: sides grow in steps of so many voxels.
+        window: minimum side; 2D networks of whole slices (``FRAME`` or more) get whole slices.
+        step: sides grow in multiples of this.
         margin: voxels of context on every side.
-        common: components that fit into a box of this side share a window; ``None``: those share one whose common
-            window has no more voxels than their own windows together, and is not too large.
-        most: voxels of the largest window; a larger one is cut into overlapping parts.
+        shared_side: components that fit into a box of this side share a window; ``None``: those share one for which it
+            has no more voxels than their separate windows, and is not too large.
+        max_voxels: a larger window is split into overlapping parts.
     """
 
     dims: int
     window: int
     step: int
     margin: int
-    common: int | None
-    most: int | None = None
+    shared_side: int | None
+    max_voxels: int | None = None
 
     @classmethod
     def of(
-        cls, unet: UNetConfig, diffusion: DiffusionConfig, *, most: int | None = None, whole: bool = False
+        cls, unet: UNetConfig, diffusion: DiffusionConfig, *, max_voxels: int | None = None, whole: bool = False
     ) -> Windowing:
-        """Return the windows that a network works on, those it was trained on at least.
+        """Return the windowing for a network, with windows no smaller than in its training.
 
         Args:
             unet: the network.
-            diffusion: has the windows of its training.
-            most: voxels of the largest box.
-            whole: one patch a slice, because all of it is replaced, and not the mask alone.
+            diffusion: has the training window.
+            max_voxels: maximum voxels of a box.
+            whole: one patch per slice, for samplings that replace all of it and not only the mask.
         """
         window = diffusion.window
         if unet.dims == 2:
-            return cls(2, window, FRAME_MULTIPLE, margin=0, common=sys.maxsize if whole else window)
-        return cls(3, window, unet.stride, MARGIN, common=None, most=most)
+            return cls(2, window, FRAME_MULTIPLE, margin=0, shared_side=sys.maxsize if whole else window)
+        return cls(3, window, unet.stride, MARGIN, shared_side=None, max_voxels=max_voxels)
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A place in the frame, and the share of it that is taken: 0 to 1 for every voxel, or ``None`` for all of it."""
+    """A place in the frame, and the weight of each of its voxels, 0 to 1; ``None`` is 1 everywhere."""
 
     place: Place
     share_V: np.ndarray | None = None
@@ -84,16 +84,16 @@ class Window:
 
     @property
     def blends(self) -> bool:
-        """Whether it is a part of a larger window, and shares voxels with the other parts."""
+        """Whether it overlaps other parts of a larger window."""
         return self.share_V is not None and bool(((self.share_V > 0) & (self.share_V < 1)).any())
 
     def cut(self, array_SHW: np.ndarray) -> np.ndarray:
-        """Return the window's part of an array, padded with zeros where it reaches beyond the last slice."""
+        """Return the window's part of an array, zero-padded beyond the last slice."""
         part_V = self._view(array_SHW)
         return np.pad(part_V, [(0, n - m) for n, m in zip(self.shape, part_V.shape, strict=True)])
 
     def put(self, values_V: np.ndarray, array_SHW: np.ndarray) -> None:
-        """Take the window's share of some values into an array, which is 0 where shares are to be summed."""
+        """Write values into an array in place; weighted values are added, so the array must start at 0 there."""
         part_V = self._view(array_SHW)
         there = tuple(slice(n) for n in part_V.shape)
         if self.share_V is None:
@@ -108,10 +108,7 @@ class Window:
 
 @dataclass(eq=False)
 class Stack:
-    """The windows of one scan, and their samples as they come back: mean and sum of squared deviations.
-
-    With ``keep`` the single samples stay too.
-    """
+    """The windows of one scan, with running mean and squared deviations of their samples (all kept with ``keep``)."""
 
     scan: Scan
     windows: Sequence[Window]
@@ -125,17 +122,17 @@ class Stack:
     _running: dict[Window, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Start from the scan itself, which stays wherever no window covers it."""
+        """Initialise the mean with the scan, which remains outside the windows."""
         self.mean_SHW = self.scan.image_SHW.copy()
         self.squares_SHW = np.zeros_like(self.mean_SHW)
         self.missing = self.samples * len(self.windows)
 
     def tasks(self) -> Iterator[Task]:
-        """List the work: every sample of every window."""
+        """Yield every sample of every window."""
         return (Task(self, window, sample) for window in self.windows for sample in range(self.samples))
 
     def add(self, task: Task, sample_V: np.ndarray) -> None:
-        """Take in a window's next sample, in [0, 1] but not clipped (Welford's update)."""
+        """Add a window's next sample, scaled to [0, 1] but not clipped (Welford's update)."""
         nothing = np.zeros_like(sample_V)
         mean_V, squares_V = self._running.pop(task.window, (nothing, nothing))
         before_V = sample_V - mean_V
@@ -161,7 +158,7 @@ class Stack:
 
     @property
     def std_SHW(self) -> np.ndarray | None:
-        """Standard deviation over the samples, or ``None`` where there is only one."""
+        """Standard deviation over the samples, or ``None`` for a single one."""
         return np.sqrt(self.squares_SHW / (self.samples - 1)) if self.samples > 1 else None
 
 
@@ -174,7 +171,7 @@ class Task:
     sample: int
 
     def condition_CV(self, *, position: bool) -> np.ndarray:
-        """Return the voided image in [0, 1], the mask and, if asked, every voxel's ``position``: C × V, float32."""
+        """Return the voided image in [0, 1], the mask and optionally the positions of all voxels: C × V, float32."""
         scan = self.stack.scan
         channels = [self.window.cut(scan.image_SHW), self.window.cut(scan.mask_SHW)]
         if position:
@@ -183,11 +180,9 @@ class Task:
 
 
 def positions(place: Place, box: tuple[slice, slice, slice]) -> list[np.ndarray]:
-    """Return the coordinates X, Y and Z of every voxel of a place, each V: 0 in the middle of a box, ±1 at its faces.
+    """Return the coordinates X, Y and Z of every voxel of a place, each V, relative to the brain's box (S H W).
 
-    Args:
-        place: in the frame.
-        box: the brain's in the frame, S H W.
+    0 is the centre of the box, ±1 its faces.
     """
     coordinates = []
     for side, brain in zip(place, box, strict=True):
@@ -200,30 +195,30 @@ def positions(place: Place, box: tuple[slice, slice, slice]) -> list[np.ndarray]
     ]
 
 
-def masked(mask_SHW: np.ndarray) -> np.ndarray:
+def masked_slices(mask_SHW: np.ndarray) -> np.ndarray:
     """Return the indices of the slices that the mask touches."""
     return np.flatnonzero(mask_SHW.any(axis=(1, 2)))
 
 
-def around(mask_SHW: np.ndarray, how: Windowing) -> list[Window]:
-    """Return windows that together cover a mask: every component is in one of them, with others that are near."""
-    if how.dims == 3:
+def around(mask_SHW: np.ndarray, windowing: Windowing) -> list[Window]:
+    """Return windows that together cover a mask; nearby connected components share one."""
+    if windowing.dims == 3:
         return [
             Window((z, rows, columns), share_V)
-            for (rows, columns, z), share_V in _covering(np.moveaxis(mask_SHW, 0, 2), how)
+            for (rows, columns, z), share_V in _covering(np.moveaxis(mask_SHW, 0, 2), windowing)
         ]
     return [
         Window((int(z), rows, columns), share_V)
-        for z in masked(mask_SHW)
-        for (rows, columns), share_V in _covering(mask_SHW[z], how)
+        for z in masked_slices(mask_SHW)
+        for (rows, columns), share_V in _covering(mask_SHW[z], windowing)
     ]
 
 
 def batches(tasks: Iterable[Task], size: Callable[[], int]) -> Iterator[list[Task]]:
-    """Group tasks of equal shape across cases into lists of at most ``size()``.
+    """Yield batches of at most ``size()`` tasks of equal shape, across cases.
 
-    Every few cases everything that still waits goes out in smaller lists, so that finished cases are written soon and
-    few are held in memory.
+    After ``MAX_OPEN`` cases the incomplete batches are yielded too, so that finished cases are written soon and few
+    are in memory.
     """
     waiting: dict[tuple[int, ...], list[Task]] = {}
     opened: list[Stack] = []
@@ -240,15 +235,15 @@ def batches(tasks: Iterable[Task], size: Callable[[], int]) -> Iterator[list[Tas
     yield from waiting.values()
 
 
-def _covering(mask_V: np.ndarray, how: Windowing) -> Iterator[tuple[Sides, np.ndarray | None]]:
-    """Yield the sides of the windows over a mask, and the share that each has in the result."""
-    if how.dims == 2 and how.window >= FRAME:
+def _covering(mask_V: np.ndarray, windowing: Windowing) -> Iterator[tuple[Sides, np.ndarray | None]]:
+    """Yield the sides and the weights of the windows that cover a mask."""
+    if windowing.dims == 2 and windowing.window >= FRAME:
         yield tuple(slice(0, length) for length in mask_V.shape), None
         return
     labels_V, count = ndimage.label(mask_V, np.ones((3,) * mask_V.ndim))
-    groups = _groups(ndimage.find_objects(labels_V), mask_V.shape, how) if count else []
+    groups = _groups(ndimage.find_objects(labels_V), mask_V.shape, windowing) if count else []
     for box, members in groups:
-        parts = list(_parts(_sides(box, mask_V.shape, how), how))
+        parts = list(_parts(_sides(box, mask_V.shape, windowing), windowing))
         for sides, ramp_V in parts:
             own_V = np.isin(labels_V[sides], members)
             if len(groups) == len(parts) == 1:
@@ -257,15 +252,15 @@ def _covering(mask_V: np.ndarray, how: Windowing) -> Iterator[tuple[Sides, np.nd
                 yield sides, own_V * ramp_V[tuple(slice(n) for n in own_V.shape)]
 
 
-def _groups(boxes: list[Sides], shape: tuple[int, ...], how: Windowing) -> list[tuple[Sides, list[int]]]:
-    """Group components, given by their boxes, that share a window; each joins the group whose box grows the least."""
+def _groups(boxes: list[Sides], shape: tuple[int, ...], windowing: Windowing) -> list[tuple[Sides, list[int]]]:
+    """Group components by their bounding boxes; each joins the group whose box grows least, if they may share."""
     groups: list[tuple[Sides, list[int]]] = []
     for label in sorted(range(1, len(boxes) + 1), key=lambda label: -_volume(boxes[label - 1])):
         own = boxes[label - 1]
         found = []
         for index, (box, _) in enumerate(groups):
             common = tuple(_union(a, b) for a, b in zip(box, own, strict=True))
-            if _share(common, box, own, shape, how):
+            if _may_share(common, box, own, shape, windowing):
                 found.append((_volume(common) - _volume(box), index, common))
         if found:
             _, index, common = min(found, key=lambda choice: choice[:2])
@@ -275,38 +270,40 @@ def _groups(boxes: list[Sides], shape: tuple[int, ...], how: Windowing) -> list[
     return groups
 
 
-def _share(common: Sides, box: Sides, other: Sides, shape: tuple[int, ...], how: Windowing) -> bool:
-    """Tell whether one window takes two boxes, whose common box is given: it need not grow, or it is worth it."""
-    together, before, apart = (_volume(_sides(each, shape, how)) for each in (common, box, other))
+def _may_share(common: Sides, box: Sides, other: Sides, shape: tuple[int, ...], windowing: Windowing) -> bool:
+    """Return whether two boxes share a window: it need not grow, or is no more work than separate ones."""
+    together, before, apart = (_volume(_sides(each, shape, windowing)) for each in (common, box, other))
     if together == before:
         return True
-    if how.common is not None:
-        return all(side.stop - side.start <= how.common for side in common)
-    most = LARGEST_SHARED if how.most is None else min(LARGEST_SHARED, how.most)
+    if windowing.shared_side is not None:
+        return all(side.stop - side.start <= windowing.shared_side for side in common)
+    most = LARGEST_SHARED if windowing.max_voxels is None else min(LARGEST_SHARED, windowing.max_voxels)
     return together <= min(before + apart, most)
 
 
-def _sides(box: Sides, shape: tuple[int, ...], how: Windowing) -> Sides:
-    """Return the window around a box, on the frame but for axes that are shorter than the window."""
+def _sides(box: Sides, shape: tuple[int, ...], windowing: Windowing) -> Sides:
+    """Return the window around a box, inside the frame unless an axis is shorter than the window."""
     return tuple(
-        span(side.start, side.stop, window=how.window, step=how.step, margin=how.margin, length=length)
+        span(
+            side.start, side.stop, window=windowing.window, step=windowing.step, margin=windowing.margin, length=length
+        )
         for side, length in zip(box, shape, strict=True)
     )
 
 
-def _parts(sides: Sides, how: Windowing) -> Iterator[tuple[Sides, np.ndarray]]:
-    """Halve a window along its longest side until it is small enough; the weights of its parts sum to 1 everywhere."""
+def _parts(sides: Sides, windowing: Windowing) -> Iterator[tuple[Sides, np.ndarray]]:
+    """Split a window along its longest side until the parts are small enough; their weights sum to 1 everywhere."""
     lengths = [side.stop - side.start for side in sides]
     axis = int(np.argmax(lengths))
-    size = max(how.window, how.step * -(-(lengths[axis] + OVERLAP) // (2 * how.step)))
-    if how.most is None or prod(lengths) <= how.most or size >= lengths[axis]:
+    size = max(windowing.window, windowing.step * -(-(lengths[axis] + OVERLAP) // (2 * windowing.step)))
+    if windowing.max_voxels is None or prod(lengths) <= windowing.max_voxels or size >= lengths[axis]:
         yield sides, np.ones(lengths, np.float32)
         return
     start, stop = sides[axis].start, sides[axis].stop
     ramp = np.clip((start + size - np.arange(start, stop) - 0.5) / (2 * size - lengths[axis]), 0, 1)
     for half, weights in ((slice(start, start + size), ramp[:size]), (slice(stop - size, stop), 1 - ramp[-size:])):
         along = np.moveaxis(np.ones((*[1] * (len(sides) - 1), size)) * weights, -1, axis).astype(np.float32)
-        for part, weights_V in _parts((*sides[:axis], half, *sides[axis + 1 :]), how):
+        for part, weights_V in _parts((*sides[:axis], half, *sides[axis + 1 :]), windowing):
             inner = slice(part[axis].start - half.start, part[axis].stop - half.start)
             yield part, weights_V * np.moveaxis(np.moveaxis(along, axis, 0)[inner], 0, axis)
 
