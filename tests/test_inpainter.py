@@ -325,7 +325,7 @@ def test_weights_that_predict_noise_take_25_steps_at_least_or_warn(prediction, s
     path, diffusion = tmp_path / "tiny.safetensors", DiffusionConfig(prediction=prediction, window=32)
     checkpoint.save(path, tiny_network().state_dict(), unet=TINY, diffusion=diffusion, ema=True, notes={})
     assert Inpainter.load(path, device="cpu", **said).sampling.steps == steps
-    few = "tiny.safetensors predicts noise, for which 24 steps are few: ask for 25 or more"
+    few = "tiny.safetensors predicts noise, for which 24 steps are few: use 25 or more"
     assert (few in caplog.text) == (said == {"steps": 24})
 
 

@@ -247,7 +247,7 @@ def wrong(path):
 CHECKPOINTS = {
     "missing": (lambda _: None, "no such weights file"),
     "truncated": (truncated, "truncated or not a PyTorch file"),
-    "optimiser": (save({"state": {}, "param_groups": []}), "this is an optimiser's state"),
+    "optimiser": (save({"state": {}, "param_groups": []}), "this is an optimiser state"),
     "architecture": (wrong, "wrong architecture\n  missing: out.2.bias"),
     "another's": (
         save(torch.nn.Linear(2, 2).state_dict()),

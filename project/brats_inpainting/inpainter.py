@@ -87,7 +87,7 @@ class Inpainter:
         where = choose_device(device)
         config.sampling(preset, 2, **overrides)  # refuses wrong values before anything is loaded
         loaded = checkpoint.load(config.weights_path(weights, preset), unet=unet, diffusion=diffusion)
-        checkpoint.refuse_other_work(loaded)
+        checkpoint.check_compatible(loaded)
         unet = loaded.network.config
         sampling = config.sampling(preset, unet.dims, **overrides)
         sampling = checkpoint.with_enough_steps(sampling, loaded, asked="steps" in overrides)

@@ -104,7 +104,7 @@ def test_the_image_stands_in_for_the_papers_submission(one_slice_of_a_case, out,
     given_to_the_user(recipe.parent)
     run(*AS_USER, *ORCHESTRATE, "BraTS23_2", stand_in, one_slice_of_a_case, out, recipe.parent)
     said = (out / "single.log").read_text()
-    assert "savedmodel2850000.pt: raw weights, no moving average by their name, 113,672,066 parameters" in said
+    assert "savedmodel2850000.pt: raw weights, no moving average in the file name, 113,672,066 parameters" in said
     assert "2 steps of ddpm" in said
     single = np.asanyarray(nib.load(out / "single.nii.gz").dataobj)
 

@@ -130,7 +130,7 @@ def test_an_optimisers_file_is_refused_as_such(tmp_path):
     layer(torch.ones(1, 2)).sum().backward()
     optimiser.step()
     torch.save(optimiser.state_dict(), tmp_path / "optsavedmodel2850000.pt")
-    assert "an optimiser's state" in refused(tmp_path / "optsavedmodel2850000.pt")
+    assert "an optimiser state" in refused(tmp_path / "optsavedmodel2850000.pt")
 
 
 @BOTH_FORMATS
@@ -184,7 +184,7 @@ def test_nothing_in_a_malicious_pickle_is_executed(net, tmp_path, file_format):
 def test_nothing_in_a_plain_pickle_is_executed(tmp_path, protocol):
     trace = tmp_path / "trace"
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Malicious(trace), protocol))
-    assert "nothing but tensors is ever unpickled" in refused(tmp_path / "model.pt")
+    assert "only tensors are unpickled" in refused(tmp_path / "model.pt")
     assert not trace.exists()
 
 

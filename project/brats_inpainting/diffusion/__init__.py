@@ -1,1 +1,1 @@
-"""Network, process, samplers, noise, weights: everything that knows about diffusion."""
+"""The diffusion model: network, process, samplers, noise, checkpoints."""

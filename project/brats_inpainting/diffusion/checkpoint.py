@@ -1,4 +1,4 @@
-"""The weights on disk: guided-diffusion's ``.pt`` files and our ``.safetensors``. Tensors only, nothing is executed."""
+"""Checkpoints: guided-diffusion's ``.pt`` files and our ``.safetensors``, loaded without executing code."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from brats_inpainting.host import muted
 log = logging.getLogger(__name__)
 
 METADATA = "brats_inpainting"
-ENOUGH_STEPS = 25  # for weights that predict noise: early on x̂_0 is its small error, much amplified
+ENOUGH_STEPS = 25  # for weights that predict noise, whose error in x̂_0 is amplified at early timesteps
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A network in evaluation mode, what its numbers mean, and where it came from.
+    """A network in evaluation mode, with its configuration and origin.
 
-    ``ema`` is whether the weights are a moving average: from the metadata, or told by the file's name.
+    ``ema``: whether the weights are a moving average, from the metadata or else the file name.
     """
 
     network: UNet
@@ -44,17 +44,17 @@ class Weights:
     notes: dict[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Name the file, the kind, the size and the hash in one line."""
-        kind = "moving average (EMA)" if self.ema else "raw weights, no moving average by their name"
+        """Return the file name, kind, size and hash in one line."""
+        kind = "moving average (EMA)" if self.ema else "raw weights, no moving average in the file name"
         parameters = sum(p.numel() for p in self.network.parameters())
         return f"{self.path.name}: {kind}, {parameters:,} parameters, SHA-256 {self.sha256}"
 
 
 def find(folder: Path) -> Path | None:
-    """Return the one weights file in a folder, a ``.safetensors`` before a ``.pt``; ``None`` if the folder is empty.
+    """Return the only weights file in a folder, preferring ``.safetensors``; ``None`` if the folder is empty.
 
     Raises:
-        CheckpointError: when there is no such folder, it holds other things, or nobody can tell which file is meant.
+        CheckpointError: the folder does not exist, has several weights files, or only other files.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder\n  Give the folder that holds the weights file.")
@@ -65,7 +65,7 @@ def find(folder: Path) -> Path | None:
         what = "more than one weights file" if found else "no .safetensors or .pt"
         raise CheckpointError(f"{folder}: {what}, but {names}\n  Leave one there, or name one with --weights.")
     if not found:
-        log.info("%s holds no weights: the bundled ones are used", folder)
+        log.info("%s holds no weights: using the bundled ones", folder)
     return found[0] if found else None
 
 
@@ -74,14 +74,14 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
 
     Args:
         path: our ``.safetensors``, or guided-diffusion's ``.pt`` (a bare state dict, ``module.`` prefixes allowed).
-        unet: the architecture of a file that stores none; told by the shapes where nothing is given.
-        diffusion: likewise what the numbers mean; the paper's where nothing is given.
+        unet: the architecture, for a file that stores none; by default inferred from the shapes.
+        diffusion: the diffusion settings, likewise; by default the paper's.
 
     Returns:
-        The network in float32 on the CPU, with everything known about it.
+        The network in float32 on the CPU.
 
     Raises:
-        CheckpointError: saying whether the file is missing, truncated, an optimiser's, no weights file, or of another
+        CheckpointError: the file is missing, truncated, an optimiser state, not a weights file, or of another
             architecture.
     """
     path = Path(path)
@@ -97,7 +97,7 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
     else:
         state, stored = _read_pickle(path), {}
     if stored and (unet or diffusion):
-        log.warning("%s carries its own network and process settings; others are not taken", path.name)
+        log.warning("%s stores its network and diffusion settings; others are ignored", path.name)
     try:
         unet = UNetConfig.model_validate(stored["unet"]) if "unet" in stored else unet or _architecture(state)
         if diffusion is None or "diffusion" in stored:
@@ -108,9 +108,9 @@ def load(path: Path | str, *, unet: UNetConfig | None = None, diffusion: Diffusi
             f"  {len(state)} tensors, beginning with {', '.join(list(state)[:3])}.\n"
             "  Give an inpainting network of this family (model*.pt, ema*.pt, savedmodel*.pt or .safetensors)."
         ) from error
-    with torch.device("meta"):  # takes no memory, whatever the settings ask for
+    with torch.device("meta"):  # allocates nothing before the weights are verified
         network = UNet(unet).eval().requires_grad_(requires_grad=False)
-    _fill(network, state, path)
+    _load_state(network, state, path)
     ema = bool(stored.get("ema", "ema" in path.name.lower()))
     notes = stored.get("notes", {})
     return Weights(network, diffusion, path, sha256(path), ema, notes if isinstance(notes, dict) else {})
@@ -126,11 +126,11 @@ def save(
     notes: Mapping[str, object],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a state dict as ``.safetensors`` in ``dtype``, with both configurations and free notes in its metadata."""
+    """Write a state dict as ``.safetensors`` in ``dtype``, with the configurations and notes as metadata."""
     stored = {"unet": unet.model_dump(), "diffusion": diffusion.model_dump(), "ema": ema, "notes": dict(notes)}
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={METADATA: json.dumps(stored, sort_keys=True)})
-    Path(path).chmod(0o644)  # safetensors writes for the owner alone; weights are meant to be mounted by others
+    Path(path).chmod(0o644)  # safetensors gives access to the owner only; other users mount the weights
 
 
 def with_enough_steps(sampling: SamplingConfig, weights: Weights, *, asked: bool) -> SamplingConfig:
@@ -146,17 +146,17 @@ def with_enough_steps(sampling: SamplingConfig, weights: Weights, *, asked: bool
     if weights.diffusion.prediction != "eps" or sampling.steps >= enough:
         return sampling
     if asked:
-        few = "%s predicts noise, for which %d steps are few: ask for %d or more"
+        few = "%s predicts noise, for which %d steps are few: use %d or more"
         log.warning(few, weights.path.name, sampling.steps, enough)
         return sampling
     return sampling.model_copy(update={"steps": enough})
 
 
-def refuse_other_work(loaded: Weights) -> None:
-    """Refuse a network that takes other inputs, or whose sides no window has.
+def check_compatible(loaded: Weights) -> None:
+    """Check that inference can provide a network's input channels and window size.
 
     Raises:
-        CheckpointError: saying what it takes, and what is needed.
+        CheckpointError: with the network's requirements.
     """
     unet, window = loaded.network.config, loaded.diffusion.window
     channels = 6 if unet.position else 3
@@ -183,25 +183,25 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     _refuse_compressed(path)
     try:
-        with muted():  # torch's advice is for programmers
+        with muted():  # PyTorch's warnings are for programmers
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = "not a PyTorch file" if "Unsupported operand" in str(error) else "holds more than tensors"
         raise CheckpointError(
-            f"{path}: {what}, and nothing but tensors is ever unpickled\n"
+            f"{path}: {what}, and only tensors are unpickled\n"
             "  Give the network's plain state dict, as torch.save(model.state_dict(), …) writes it."
         ) from error
-    except Exception as error:  # damaged bytes can make torch's reader raise anything
+    except Exception as error:  # PyTorch may raise any exception for a damaged file
         reason = str(error).partition(". ")[0] or type(error).__name__
-        # torch advises to switch weights_only off
+        # PyTorch advises disabling weights_only
         reason = reason.replace("Cannot use ``weights_only=True`` with ", "of another kind: ")
         raise CheckpointError(
             f"{path}: truncated or not a PyTorch file ({reason})\n  Fetch it again and compare its SHA-256."
         ) from error
     if isinstance(content, dict) and {"state", "param_groups"} <= set(content):
         raise CheckpointError(
-            f"{path}: this is an optimiser's state, not a network's\n"
-            "  Give the file beside it whose name begins with model, ema, savedmodel or emasavedmodel."
+            f"{path}: this is an optimiser state, not a network\n"
+            "  Give the file in the same folder whose name begins with model, ema, savedmodel or emasavedmodel."
         )
     if not isinstance(content, dict) or not content or not all(map(_is_dense, content.values())):
         raise CheckpointError(
@@ -211,28 +211,28 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Refuse a zip file that unpacks to more than it is: PyTorch never compresses, but reads what others did."""
+    """Refuse a compressed zip file, which may be a zip bomb: PyTorch never compresses, but reads such files."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # an old file without a zip around it, or a damaged one: torch will tell
+        return  # an old format without zip, or damaged: torch.load reports it
     if unpacked > path.stat().st_size:
         raise CheckpointError(
-            f"{path}: its {path.stat().st_size:,} bytes unpack to {unpacked:,}, and PyTorch never compresses\n"
+            f"{path}: its {path.stat().st_size:,} bytes unpack to {unpacked:,}, but PyTorch never compresses\n"
             "  Take the file from its author, or save it again with torch.save."
         )
 
 
 def _is_dense(value: object) -> bool:
-    """Tell tensors with ordinary, real numbers in memory from everything else that ``torch.save`` can write."""
+    """Return whether a value is a dense, real, unquantised tensor."""
     if not isinstance(value, Tensor):
         return False
     return value.layout is torch.strided and not (value.is_meta or value.is_complex() or value.is_quantized)
 
 
 def _architecture(state: Mapping[str, Tensor]) -> UNetConfig:
-    """Tell the network's configuration from names and shapes (the number of heads cannot be told: 1)."""
+    """Infer the UNetConfig from parameter names and shapes; the number of heads is not recoverable, assume 1."""
     width = state["time_embed.0.weight"].shape[1]
     stem, last = state["input_blocks.0.0.weight"], state["out.2.weight"]
     dims = stem.ndim - 2
@@ -262,8 +262,8 @@ def _architecture(state: Mapping[str, Tensor]) -> UNetConfig:
     )
 
 
-def _fill(network: UNet, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load strictly; name the first differences where that fails."""
+def _load_state(network: UNet, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load the state dict strictly; report the first differences if that fails."""
     own = network.state_dict()
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     differing = [
@@ -290,5 +290,5 @@ def _fill(network: UNet, state: Mapping[str, Tensor], path: Path) -> None:
     if bad := [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
         raise CheckpointError(
             f"{path}: NaN or infinity in {len(bad)} of {len(state)} tensors, beginning with {bad[0]}\n"
-            "  The training went astray, or the file is damaged: take an earlier one, or fetch it again."
+            "  Training diverged, or the file is damaged: use an earlier checkpoint, or fetch it again."
         )

@@ -1,6 +1,6 @@
-"""Convolutions in two and three dimensions, and faster ways to those of boxes on a CPU: the same sums in another order.
+"""2D and 3D convolutions; 3D float32 inference on a CPU uses faster, mathematically equivalent algorithms.
 
-Gradients, GPUs and shorter precisions take PyTorch's own way (docs/benchmarks.md tells what the others save).
+Training, GPUs and lower precisions use PyTorch's implementation (speed: docs/benchmarks.md).
 
 Shapes: N windows, C and O channels in and out, V or X Y Z the axes of a window, P slices.
 """
@@ -11,32 +11,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MEMORY_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}  # of the filters, and so of all features
-WORTH_WINOGRAD = 32  # maps that a convolution makes, from where on Winograd's products save more than its sums cost
+MEMORY_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}  # of filters, and therefore of all features
+MIN_WINOGRAD_CHANNELS = 32  # output channels from which Winograd is faster
 
 
-def _fills_on_a_cpu(x_NCV: Tensor) -> bool:
-    """Tell whether features are a box's on a CPU, in float32, without a gradient: oneDNN then has faster ways."""
+def _onednn_eligible(x_NCV: Tensor) -> bool:
+    """Return whether features are 3D float32 on a CPU without gradients, for which oneDNN has faster kernels."""
     plain = x_NCV.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
     return x_NCV.ndim == 5 and x_NCV.device.type == "cpu" and plain and torch.backends.mkldnn.is_available()
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution of boxes; on a CPU with fewer products, and by oneDNN where PyTorch would not ask it, too."""
+    """A 3D convolution; on a CPU by Winograd's algorithm or oneDNN, which PyTorch does not always choose."""
 
     def forward(self, x_NCXYZ: Tensor) -> Tensor:
         """Return the convolved features."""
-        if not _fills_on_a_cpu(x_NCXYZ):
+        if not _onednn_eligible(x_NCXYZ):
             return super().forward(x_NCXYZ)
         same = self.kernel_size == (3, 3, 3) and self.stride == (1, 1, 1) and self.padding == (1, 1, 1)
-        if same and x_NCXYZ.shape[2] % 2 == 0 and self.out_channels >= WORTH_WINOGRAD:
+        if same and x_NCXYZ.shape[2] % 2 == 0 and self.out_channels >= MIN_WINOGRAD_CHANNELS:
             return _winograd(x_NCXYZ, self.weight, self.bias)
         how = self.padding, self.stride, self.dilation, self.groups
         return torch.ops.aten.mkldnn_convolution(x_NCXYZ, self.weight, self.bias, *how)
 
 
 def _winograd(x_NCXYZ: Tensor, weight_OCXYZ: Tensor, bias_O: Tensor | None) -> Tensor:
-    """Convolve with 3 taps a side; along X 4 products make 2 voxels, not 6: F(2, 3) of Lavin & Gray 2016, §4.1."""
+    """3 × 3 × 3 convolution by Winograd's F(2, 3) along X: 4 products per 2 voxels, not 6 (Lavin & Gray 2016, §4.1)."""
     pairs_NXPYZC = F.pad(x_NCXYZ, (0, 0, 0, 0, 1, 1)).movedim(1, -1).unflatten(1, (-1, 2))
     (d0, d1), (d2, d3) = pairs_NXPYZC[:, :-1].unbind(2), pairs_NXPYZC[:, 1:].unbind(2)
     g0, g1, g2 = weight_OCXYZ.unbind(2)
@@ -55,13 +55,13 @@ def _winograd(x_NCXYZ: Tensor, weight_OCXYZ: Tensor, bias_O: Tensor | None) -> T
 CONVOLUTION: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: Conv3d}
 
 
-def doubled(x_NCV: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
-    """Double the resolution, nearest neighbour, and convolve: N × O × V of twice the sides.
+def upsample_conv(x_NCV: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
+    """Upsample by 2 (nearest neighbour) and convolve: N × O × V, sides doubled.
 
-    Where it fills boxes on a CPU, as one transposed convolution: 8 products a voxel instead of 27.
+    3D inference on a CPU computes one transposed convolution: 8 products per voxel instead of 27.
     """
-    if not _fills_on_a_cpu(x_NCV):
+    if not _onednn_eligible(x_NCV):
         return conv(F.interpolate(x_NCV, scale_factor=2, mode="nearest"))
     padded = F.pad(conv.weight.flip(2, 3, 4), [1] * 6)
-    kernel = F.avg_pool3d(padded, 2, stride=1, divisor_override=1).transpose(0, 1)  # each tap, added to the next
+    kernel = F.avg_pool3d(padded, 2, stride=1, divisor_override=1).transpose(0, 1)  # sums of adjacent taps
     return F.conv_transpose3d(x_NCV, kernel, conv.bias, stride=2, padding=1)

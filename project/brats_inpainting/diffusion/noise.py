@@ -1,4 +1,4 @@
-"""Per-slice seeded noise: a slice's draws depend on the seed, its index and its sample, and on nothing else.
+"""Per-slice seeded noise, a function of only seed, slice, sample and step.
 
 Shapes: H W a slice's frame.
 """
@@ -16,7 +16,7 @@ def draw(shape_HW: tuple[int, int], *, seed: int, z: int, sample: int, step: int
     """Return one standard normal draw for one slice, H × W, float32, on the CPU.
 
     Args:
-        shape_HW: the frame's size; windows are cut from the frame's draw, so they agree where they overlap.
+        shape_HW: the frame's size; windows are cropped from the frame's draw, so they agree where they overlap.
         seed: the run's seed.
         z: index of the slice in the LPS volume.
         sample: index of the sample, 0 … K − 1.
@@ -34,7 +34,7 @@ def draw(shape_HW: tuple[int, int], *, seed: int, z: int, sample: int, step: int
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
-    """Interpolate between two tensors along the great circle, so that the norm does not sag in the middle."""
+    """Interpolate between two tensors along the great circle, so that the norm stays the same."""
     cosine = torch.dot(a.flatten(), b.flatten()) / (a.norm() * b.norm())
     angle = torch.arccos(cosine.clamp(-1, 1))
     return (((1 - fraction) * angle).sin() * a + (fraction * angle).sin() * b) / angle.sin()

@@ -1,4 +1,4 @@
-"""The diffusion process: schedule, forward noising, what a network output means, learned variance, training loss.
+"""The diffusion process: schedule, forward noising, parametrisations, learned variance, training loss.
 
 Shapes: N windows, C channels, V the axes of a window (H W of a patch, X Y Z of a box), T timesteps. Images have one
 channel (1).
@@ -64,7 +64,7 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance(self) -> np.ndarray:
-        """Log of β̃_t, with β̃_1 standing in for β̃_0 = 0."""
+        """Log of β̃_t, with β̃_0 = 0 replaced by β̃_1."""
         return np.log(np.append(self.posterior_variance[1:2], self.posterior_variance[1:]))
 
     @cached_property
@@ -85,11 +85,10 @@ class Schedule:
         return 0.5 * np.log(self.alpha_bar / (1 - self.alpha_bar))
 
     def timesteps(self, count: int, *, spacing: Spacing = "even") -> list[int]:
-        """Return ``count`` different timesteps from T − 1 down.
+        """Return ``count`` distinct timesteps in descending order from T − 1.
 
-        ``even`` is improved DDPM's spacing and ends at 0; ``trailing`` leaves the step at 0 out, all steps being of one
-        length (Lin et al. 2024); ``log_snr`` is even in log-SNR, ends at 0, and spreads the error of ODE solvers (Lu et
-        al. 2022).
+        ``even`` is improved DDPM's spacing and ends at 0; ``trailing`` has equal steps and omits 0 (Lin et al. 2024);
+        ``log_snr`` is even in log-SNR and ends at 0, for ODE solvers (Lu et al. 2022).
         """
         if not 1 <= count <= len(self):
             raise ValueError(f"steps must lie between 1 and {len(self)}, not {count}")
@@ -100,7 +99,7 @@ class Schedule:
         else:
             levels = np.linspace(self.log_snr[-1], self.log_snr[0], count)
             ideal = np.interp(levels, self.log_snr[::-1], np.arange(len(self))[::-1])
-        left = np.arange(count)[::-1]  # timesteps still to come: rounding must leave room for them
+        left = np.arange(count)[::-1]  # remaining timesteps, for which rounding must leave room
         return [int(t) for t in np.clip(ideal.round(), left, len(self) - count + left)]
 
     def q_sample(self, x0_N1V: Tensor, t_N: Tensor, noise_N1V: Tensor) -> Tensor:
@@ -126,7 +125,7 @@ class Schedule:
 
 
 class Prediction(NamedTuple):
-    """What the network says about one noisy state: the clean image, the noise in it, the variance interpolation."""
+    """Estimates for a noisy state: clean image, noise, variance interpolation."""
 
     x0: Tensor
     eps: Tensor
@@ -135,7 +134,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network bound to its condition: ``denoise(x_t, t)`` is all that a sampler needs to know.
+    """A network bound to its condition, callable by samplers as ``denoise(x_t, t)``.
 
     ``condition_NCV`` is (b, m, positions if the network takes them), b in the configuration's image range.
     """
@@ -153,14 +152,14 @@ class Denoiser:
 
 
 def network_input(condition_NCV: Tensor, x_N1V: Tensor) -> Tensor:
-    """Return (b, m, x_t), and after them the positions where the condition has them: N × C × V."""
+    """Return (b, m, x_t), followed by the condition's positions if any: N × C × V."""
     return torch.cat([condition_NCV[:, :2], x_N1V, condition_NCV[:, 2:]], dim=1)
 
 
 def predict(
     out_NCV: Tensor, x_N1V: Tensor, t: Tensor | int, schedule: Schedule, config: DiffusionConfig, *, clamped: bool
 ) -> Prediction:
-    """Translate a network output at x_t into x̂_0, ε and v, whatever its parametrisation (ε, v or x_0)."""
+    """Convert a network output at x_t (parametrised as ε, v or x_0) into x̂_0, ε and v."""
     first, v = out_NCV[:, :1], out_NCV[:, 1:] if out_NCV.shape[1] > 1 else None
     alpha, sigma = (_at(np.sqrt(part), t, x_N1V) for part in (schedule.alpha_bar, 1 - schedule.alpha_bar))
     if config.prediction == "x0":
@@ -175,7 +174,7 @@ def predict(
 
 
 class Losses(NamedTuple):
-    """The two terms of the hybrid loss, one value per window, and the x̂_0 (not clamped) that they are of."""
+    """The two terms of the hybrid loss per window, and the unclamped x̂_0."""
 
     mse_N: Tensor
     vb_N: Tensor
@@ -202,8 +201,8 @@ def training_losses(
         x0_N1V: the truth, in the configuration's image range.
         condition_NCV: (b, m), and the positions if the network takes them.
         t_N: timesteps.
-        noise_N1V: the standard normal noise that is added.
-        weight_N1V: optional weight of every voxel in the squared error; its mean should be near 1.
+        noise_N1V: standard normal noise to add.
+        weight_N1V: optional voxel weights of the squared error, with a mean near 1.
 
     Returns:
         The squared error, and the variational bound in bits per dimension with the mean detached (0 where the
@@ -259,10 +258,10 @@ def per_window(values: Tensor) -> Tensor:
 
 
 def _at(values_T: np.ndarray, t: Tensor | int, like: Tensor | None) -> Tensor:
-    """Pick the schedule's values at t, float32.
+    """Return the schedule's values at t, float32.
 
-    N timesteps give N values, which broadcast over the other axes of ``like``. One timestep, an int, gives a number
-    that no GPU waits for.
+    N timesteps give N values that broadcast over the other axes of ``like``; an int gives a CPU scalar, which needs no
+    GPU synchronisation.
     """
     if isinstance(t, int):
         return torch.tensor(values_T[t], dtype=torch.float32)

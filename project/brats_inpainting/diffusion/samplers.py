@@ -1,8 +1,9 @@
-"""Samplers as pure functions: denoise × noise × timesteps → x̂_0. They know no files, devices or configuration.
+"""Samplers as pure functions: denoise × noise × timesteps → x̂_0, independent of files, devices and configuration.
 
 ``denoise(x, t)`` returns a ``Prediction``; ``timesteps`` fall from T − 1; ``noise(k)`` is the standard normal draw of
-step k. Whoever wants to watch or to stop wraps ``denoise``. Shapes: N windows, one channel, V the
-axes of a window.
+step k. Wrap ``denoise`` to observe or stop sampling.
+
+Shapes: N windows, one channel, V the axes of a window.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Noise = Callable[[int], Tensor]
 
 
 class Sampler(Protocol):
-    """The one signature of all samplers."""
+    """The signature of all samplers."""
 
     def __call__(
         self,
@@ -33,7 +34,7 @@ class Sampler(Protocol):
         *,
         noise: Noise | None = None,
     ) -> Tensor:
-        """Carry ``x_N1V`` at ``timesteps[0]`` to x̂_0."""
+        """Return x̂_0 for ``x_N1V`` at ``timesteps[0]``."""
 
 
 def ddpm(
@@ -44,9 +45,9 @@ def ddpm(
     *,
     noise: Noise | None = None,
 ) -> Tensor:
-    """Ancestral sampling with learned variance (paper eq. 5), respaced as in improved DDPM where timesteps are fewer.
+    """Ancestral sampling with learned variance (paper eq. 5), respaced as in improved DDPM for fewer timesteps.
 
-    The complete chain hands on x̂_0 itself at t ≤ 2, as the authors' code does; ``noise`` is required.
+    The complete chain returns x̂_0 at t ≤ 2, as the authors' code does; ``noise`` is required.
     """
     assert noise is not None, "ancestral sampling draws noise at every step"
     chain = schedule.respace(timesteps)
@@ -78,7 +79,7 @@ def ddim(
         assert t is not None
         x0, eps, _ = denoise(x_N1V, t)
         if t_next is None:
-            break  # the last state is the estimate itself, free of noise
+            break  # the last state is x̂_0, without noise
         a, a_next = schedule.alpha_bar[t], schedule.alpha_bar[t_next]
         sigma = eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
         x_N1V = float(np.sqrt(a_next)) * x0 + float(np.sqrt(1 - a_next - sigma**2)) * eps
@@ -121,7 +122,7 @@ def heun(
 ) -> Tensor:
     """Heun's method on the probability-flow ODE in x/√ᾱ (EDM, Karras et al. 2022, algorithm 1), deterministic.
 
-    Two network passes a step, one in the last.
+    Two network passes per step, one in the last.
     """
     scale, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 / schedule.alpha_bar - 1)
     x0 = x_N1V

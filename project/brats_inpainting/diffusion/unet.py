@@ -1,6 +1,6 @@
 """The guided-diffusion U-Net (Dhariwal & Nichol 2021) of paper §3.2, with guided-diffusion's parameter names.
 
-One class for slices and volumes: ``UNetConfig.dims`` decides which convolutions it is made of.
+``UNetConfig.dims`` selects 2D or 3D convolutions.
 
 Shapes: N windows, C channels, V the axes of a window (H W of a patch, X Y Z of a box), P = their product, the
 positions, E time-embedding features, D heads.
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from brats_inpainting.config import UNetConfig
-from brats_inpainting.diffusion.convolution import CONVOLUTION, doubled
+from brats_inpainting.diffusion.convolution import CONVOLUTION, upsample_conv
 
 GROUPS = 32
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation computed in float32, whatever the precision of the features."""
+    """Group normalisation computed in float32, for features of any precision."""
 
     def __init__(self, channels: int) -> None:
         """Normalise ``channels`` features in 32 groups."""
@@ -35,7 +35,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class SiLU(nn.SiLU):
-    """SiLU that overwrites its input where no gradient is wanted: another block of memory is not needed."""
+    """SiLU, in place without gradients to save memory."""
 
     def forward(self, x_NCV: Tensor) -> Tensor:
         """Return x · sigmoid(x)."""
@@ -43,7 +43,7 @@ class SiLU(nn.SiLU):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions of 3 voxels a side around an added time embedding, plus a skip connection."""
+    """Two convolutions (kernel size 3) with an added time embedding in between, plus a skip connection."""
 
     def __init__(self, c_in: int, c_out: int, embedding: int, dims: int) -> None:
         """Map ``c_in`` channels to ``c_out`` under a time embedding of ``embedding`` features."""
@@ -53,7 +53,7 @@ class ResBlock(nn.Module):
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, c_out))
         self.out_layers = nn.Sequential(
             GroupNorm(c_out), SiLU(), nn.Identity(), conv(c_out, c_out, 3, padding=1)
-        )  # the Identity keeps guided-diffusion's numbering, where a dropout stands
+        )  # the Identity keeps the numbering of guided-diffusion, which has a dropout there
         self.skip_connection = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
 
     def forward(self, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         qkv_NCP = self.qkv(self.norm(x_NCV).reshape(n, c, -1))
         # guided-diffusion's legacy order: heads first, then q, k, v within each head
         qkv_NDPC = qkv_NCP.reshape(n, self.heads, 3 * c // self.heads, -1).transpose(2, 3)
-        # features last in memory too: else the weights of all pairs of positions are held at once
+        # features last in memory too: otherwise PyTorch materialises the attention matrix
         a_NDPC = F.scaled_dot_product_attention(*qkv_NDPC.contiguous().chunk(3, dim=-1))
         return x_NCV + self.proj_out(a_NDPC.transpose(2, 3).reshape(n, c, -1)).reshape(x_NCV.shape)
 
@@ -108,11 +108,11 @@ class Upsample(nn.Module):
 
     def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
         """Return the features at twice the resolution."""
-        return doubled(x_NCV, self.conv)
+        return upsample_conv(x_NCV, self.conv)
 
 
 class Stage(nn.Sequential):
-    """A sequence of layers of which all but convolutions see the time embedding."""
+    """A sequence of layers; all but convolutions receive the time embedding."""
 
     def forward(self, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:  # type: ignore[override]
         """Apply the layers in order."""
@@ -155,13 +155,13 @@ def unfold(x_NCV: Tensor, patch: int) -> Tensor:
 
 
 class UNet(nn.Module):
-    """The paper's network and its relatives in two and three dimensions, told apart by their ``UNetConfig`` alone."""
+    """The paper's network and its 2D and 3D variants, as configured by a ``UNetConfig``."""
 
     def __init__(self, config: UNetConfig) -> None:
         """Build the network with freshly initialised weights."""
         super().__init__()
         self.config = config
-        self.checkpointing = False  # forget features on the way forth, and compute them again on the way back
+        self.checkpointing = False  # recompute features in the backward pass
         width, emb, dims, folded = config.width, 4 * config.width, config.dims, config.patch**config.dims
         conv = CONVOLUTION[dims]
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
@@ -194,7 +194,7 @@ class UNet(nn.Module):
 
         last = conv(channels, folded * config.out_channels, 3, padding=1)
         self.out = nn.Sequential(GroupNorm(channels), SiLU(), last)
-        self._zero_the_last_layers()
+        self._zero_last_layers()
 
     def _stage(self, c_in: int, c_out: int, level: int) -> Stage:
         stage = Stage(ResBlock(c_in, c_out, 4 * self.config.width, self.config.dims))
@@ -202,8 +202,8 @@ class UNet(nn.Module):
             stage.append(Attention(c_out, self.config.heads))
         return stage
 
-    def _zero_the_last_layers(self) -> None:
-        """Start every residual branch, and the output, at zero, as guided-diffusion does."""
+    def _zero_last_layers(self) -> None:
+        """Initialise the last layer of every residual branch, and the output, to zero, as guided-diffusion does."""
         blocks = [m.out_layers[-1] for m in self.modules() if isinstance(m, ResBlock)]
         attentions = [m.proj_out for m in self.modules() if isinstance(m, Attention)]
         for layer in [*blocks, *attentions, self.out[-1]]:
@@ -211,27 +211,27 @@ class UNet(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x_NCV: Tensor, t_N: Tensor) -> Tensor:
-        """Estimate the noise (or what the weights were trained for) and its variance.
+        """Predict the noise (or the configured target) and its variance.
 
         Args:
             x_NCV: N × in_channels × V: voided image b, mask m and noisy image x_t, in this order, then the positions
                 if the network takes them; the sides in V multiples of ``config.stride``.
-            t_N: the N timesteps, unscaled, 0 … 999; a single one serves all windows.
+            t_N: the N timesteps, unscaled, 0 … 999; a single one applies to all windows.
 
         Returns:
-            N × out_channels × V: the prediction, and the variance interpolation v where there are two channels.
+            N × out_channels × V: the prediction, and the variance interpolation v if there are two channels.
         """
         emb_NE = self.time_embed(timestep_embedding(t_N, self.config.width))
         h_NCV, skips = fold(x_NCV, self.config.patch), []
         for stage in self.input_blocks:
-            h_NCV = self._through(stage, h_NCV, emb_NE)
+            h_NCV = self._run(stage, h_NCV, emb_NE)
             skips.append(h_NCV)
-        h_NCV = self._through(self.middle_block, h_NCV, emb_NE)
+        h_NCV = self._run(self.middle_block, h_NCV, emb_NE)
         for stage in self.output_blocks:
-            h_NCV = self._through(stage, torch.cat([h_NCV, skips.pop()], dim=1), emb_NE)
+            h_NCV = self._run(stage, torch.cat([h_NCV, skips.pop()], dim=1), emb_NE)
         return unfold(self.out(h_NCV), self.config.patch)
 
-    def _through(self, stage: nn.Module, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
+    def _run(self, stage: nn.Module, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
         if self.checkpointing:
             return checkpoint(stage, x_NCV, emb_NE, use_reentrant=False)
         return stage(x_NCV, emb_NE)
