@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from brats_inpainting import metrics, runtime
 from brats_inpainting.data import cases
-from brats_inpainting.evaluate import examine
+from brats_inpainting.evaluate import read_volumes
 from brats_inpainting.inpainter import Inpainter
 from brats_inpainting.pictures import white
 from studies import rows
@@ -55,8 +55,8 @@ def main():
 
 def measured(inpainter, case):
     """Yield the scores of every change."""
-    exam = examine(case, {})
-    truth_XYZ, healthy_XYZ = exam.truth_XYZ, exam.healthy_XYZ
+    volumes = read_volumes(case, {})
+    truth_XYZ, healthy_XYZ = volumes.truth_XYZ, volumes.healthy_XYZ
     level, rng = white(truth_XYZ), np.random.default_rng(zlib.crc32(case.id.encode()))
     for name, (change, undo) in intensities(truth_XYZ.shape, rng).items():
         changed_XYZ = change(truth_XYZ / level).astype(np.float32)

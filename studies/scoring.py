@@ -16,15 +16,16 @@ from pathlib import Path
 from brats_inpainting import evaluate
 from brats_inpainting.metrics import score
 def scores(case, filled):
-    exam = evaluate.examine(case, {"m": filled})
-    return score(exam.fills["m"], exam.truth_XYZ, exam.voided_XYZ, exam.healthy_XYZ)._asdict()
+    volumes = evaluate.read_volumes(case, {"m": filled})
+    return score(volumes.fills["m"], volumes.truth_XYZ, volumes.voided_XYZ, volumes.healthy_XYZ)._asdict()
 """
 THEIRS = """
 import warnings; warnings.simplefilter("ignore")
 from inpainting.challenge_metrics_2023 import compute_image_quality_metrics
-from brats_inpainting.evaluate import beside
+from brats_inpainting.evaluate import sibling_path
 def scores(case, filled):
-    return compute_image_quality_metrics(filled, beside(case, "mask-healthy"), beside(case, "t1n"), case.image)
+    healthy, truth = sibling_path(case, "mask-healthy"), sibling_path(case, "t1n")
+    return compute_image_quality_metrics(filled, healthy, truth, case.image)
 """
 RUN = """
 import json, resource, sys, time

@@ -15,7 +15,7 @@ import numpy as np
 from brats_inpainting import metrics, runtime
 from brats_inpainting.config import sampling
 from brats_inpainting.data import cases, volume
-from brats_inpainting.evaluate import examine
+from brats_inpainting.evaluate import read_volumes
 from brats_inpainting.inpainter import Inpainter
 from studies import rows
 
@@ -44,24 +44,24 @@ def main():
     runtime.settle()
     loaded = Inpainter.load()
     found = {case.id: case for case in cases.find(args.data_path)}
-    exams = [examine(case, {}) for case in found.values()]
+    all_volumes = [read_volumes(case, {}) for case in found.values()]
     for changes, flip in SETTINGS[args.part :: args.parts]:
         how = sampling("fast", 3, **changes)
         key = rows.of(loaded) | {"sampler": how.sampler, "spacing": how.timesteps, "steps": how.steps, "flip": flip}
-        for exam in exams:
-            wanted = key | {"case": exam.id, "of": how.samples}
+        for volumes in all_volumes:
+            wanted = key | {"case": volumes.id, "of": how.samples}
             if not rows.read(args.table, wanted):
                 rows.append(
                     args.table,
-                    [wanted | row for row in measured(replace(loaded, sampling=how), found[exam.id], exam, flip)],
+                    [wanted | row for row in measured(replace(loaded, sampling=how), found[volumes.id], volumes, flip)],
                 )
                 print(wanted, flush=True)
 
 
-def measured(inpainter, case, exam, flip):
+def measured(inpainter, case, volumes, flip):
     """Yield the scores of the first sample, and of the mean of all, by finish."""
     scans = [scan_of(case, flipped=side) for side in (False, True)[: 1 + flip]]
-    stacks = [stack for scan in scans for stack in Healthy.of(inpainter, exam).fill([scan], keep=True)]
+    stacks = [stack for scan in scans for stack in Healthy.of(inpainter, volumes).fill([scan], keep=True)]
     for finish, sigma in FINISHES.items():
         finisher = replace(inpainter, sampling=inpainter.sampling.model_copy(update={"smoothing": sigma}))
         filled = [finisher.finish(stack) for stack in stacks]
@@ -71,7 +71,7 @@ def measured(inpainter, case, exam, flip):
         both = [np.mean(pair, axis=0) for pair in zip(*samples, strict=True)]
         for count in {1, len(both)}:
             filled_XYZ = np.mean(both[:count], axis=0)
-            found = metrics.score(filled_XYZ, exam.truth_XYZ, exam.voided_XYZ, exam.healthy_XYZ)
+            found = metrics.score(filled_XYZ, volumes.truth_XYZ, volumes.voided_XYZ, volumes.healthy_XYZ)
             yield {
                 "samples": count,
                 "finish": finish,
@@ -79,9 +79,10 @@ def measured(inpainter, case, exam, flip):
                 "ssim": found.ssim,
                 "psnr": found.psnr,
                 "mse": found.mse,
-                "sharpness": sharpness(filled_XYZ, exam.healthy_XYZ) / sharpness(exam.truth_XYZ, exam.healthy_XYZ),
-                "stripes": metrics.stripe_index(filled_XYZ, exam.healthy_XYZ),
-                "stripes_truth": metrics.stripe_index(exam.truth_XYZ, exam.healthy_XYZ),
+                "sharpness": sharpness(filled_XYZ, volumes.healthy_XYZ)
+                / sharpness(volumes.truth_XYZ, volumes.healthy_XYZ),
+                "stripes": metrics.stripe_index(filled_XYZ, volumes.healthy_XYZ),
+                "stripes_truth": metrics.stripe_index(volumes.truth_XYZ, volumes.healthy_XYZ),
             }
 
 
@@ -92,8 +93,8 @@ class Healthy(Inpainter):
     healthy_XYZ: np.ndarray | None = None
 
     @classmethod
-    def of(cls, inpainter, exam):
-        return cls(inpainter.weights, inpainter.sampling, inpainter.plan, exam.healthy_XYZ)
+    def of(cls, inpainter, volumes):
+        return cls(inpainter.weights, inpainter.sampling, inpainter.plan, volumes.healthy_XYZ)
 
     def stack(self, scan, *, keep=False):
         stack = super().stack(scan, keep=keep)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -385,6 +386,17 @@ def test_verbose_says_more(data, tmp_path, tiny_weights, capfd):
     fixed = ("--data-path", data, "--output-path", tmp_path / "out", "--weights", tiny_weights, "--steps", 1)
     assert run("infer", *fixed, "-v") == 0
     assert "windows of 32×32" in capfd.readouterr().err
+
+
+def test_a_single_pair_logs_ten_lines_at_most_and_the_hash_with_verbose_only(data, tmp_path, tiny_weights, capfd):
+    files = [data / IDS[0] / f"{IDS[0]}-{kind}.nii.gz" for kind in ("t1n-voided", "mask")]
+    pair = ("--image", files[0], "--mask", files[1], "--weights", tiny_weights, "--steps", 2, "--samples", 2)
+    assert run("infer", *pair, "--output", tmp_path / "out" / "a.nii.gz", "--report-path", tmp_path / "report") == 0
+    printed = capfd.readouterr()
+    assert 1 <= len((printed.err + printed.out).splitlines()) <= 10
+    assert not re.search("[0-9a-f]{64}", printed.err + printed.out)
+    assert run("infer", *pair, "--output", tmp_path / "out" / "b.nii.gz", "-v") == 0
+    assert f"SHA-256 {checkpoint.sha256(tiny_weights)}" in capfd.readouterr().err
 
 
 def test_evaluation_goes_on_without_a_case_that_cannot_be_scored(data, tmp_path, capfd):

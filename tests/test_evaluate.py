@@ -13,7 +13,7 @@ from scipy import stats
 from brats_inpainting import baselines, evaluate, metrics, tables
 from brats_inpainting.data import cases, volume
 from brats_inpainting.errors import ConfigError
-from brats_inpainting.evaluate import Row
+from brats_inpainting.evaluate import ScoreRow
 from brats_inpainting.fill import fill_folder
 from brats_inpainting.layouts import CaseFolder
 
@@ -173,7 +173,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 def rows(**models):
     """Rows of made-up SSIMs."""
     return [
-        Row(f"case {i}", model, ssim=value, psnr=20.0, mse=0.01, mae=0.05)
+        ScoreRow(f"case {i}", model, ssim=value, psnr=20.0, mse=0.01, mae=0.05)
         for model, values in models.items()
         for i, value in enumerate(values)
     ]
@@ -221,13 +221,13 @@ def test_the_tables_are_written_in_four_forms(complete, tmp_path):
 
 
 def test_an_unknown_score_is_null_in_json(tmp_path):
-    tables.write([Row("a", "m", psnr=math.inf)], [], tmp_path)
+    tables.write([ScoreRow("a", "m", psnr=math.inf)], [], tmp_path)
     stored = json.loads((tmp_path / "scores.json").read_text())["cases"][0]
     assert stored["ssim"] is stored["psnr"] is None
 
 
 def test_what_is_unknown_or_infinite_is_not_averaged():
-    summary = tables.grids([Row("a", "m", ssim=1, psnr=math.inf), Row("b", "m", ssim=math.nan, psnr=20)])[1]
+    summary = tables.grids([ScoreRow("a", "m", ssim=1, psnr=math.inf), ScoreRow("b", "m", ssim=math.nan, psnr=20)])[1]
     assert summary.body[0][2:4] == ("1.0000", "∞")
 
 

@@ -19,7 +19,7 @@ from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CaseError, CheckpointError, ConfigError, InpaintingError
 from brats_inpainting.inpainter import Inpainter
-from brats_inpainting.progress import Watch
+from brats_inpainting.progress import ProgressBar
 
 from .conftest import (
     TINY,
@@ -403,9 +403,9 @@ def test_weights_of_another_shape_of_work_are_refused(tmp_path):
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])
 def test_progress_counts_every_network_pass(sampler, threads):
     threads(2)
-    machine, watch = planned(inpainter(sampler=sampler, steps=3), concurrent=2), Watch(1, quiet=True)
-    assert list(machine.fill([scan_of(0, "a")], progress=watch))
-    assert watch.known == watch.done == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()
+    machine, progress = planned(inpainter(sampler=sampler, steps=3), concurrent=2), ProgressBar(1, quiet=True)
+    assert list(machine.fill([scan_of(0, "a")], progress=progress))
+    assert progress.known == progress.done == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()
 
 
 def volume_inpainter(**changes):

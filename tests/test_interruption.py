@@ -67,7 +67,7 @@ def test_sigterm_ends_a_run_cleanly_with_the_finished_cases_kept(root):
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert b"interrupted; finished cases are kept, --resume goes on" in told
+    assert b"interrupted; finished cases are kept, --resume continues" in told
     assert b"Traceback" not in told
     record = json.loads((root / "out-report" / "run.json").read_text())
     assert record["cases"]

@@ -106,5 +106,5 @@ def test_memory_for_not_even_one_window_is_refused_before_the_kernel_ends_the_pr
     command = (sys.executable, "-m", "brats_inpainting", "infer", "--device", "cpu", "--weights", weights, *paths)
     done = limited(size * 2**20, *command)
     assert done.returncode == 2
-    assert "GB of memory are free, but a window of 96 voxels a side needs" in done.stderr
+    assert "GB of memory are free, but a window with sides of 96 voxels needs" in done.stderr
     assert ("--weights small-2" in done.stderr) == (weights == "volume-1")

@@ -15,7 +15,7 @@ from scipy import ndimage
 from brats_inpainting.data import cases, volume
 from brats_inpainting.data.example import write_example
 from brats_inpainting.errors import CaseError, ConfigError
-from brats_inpainting.evaluate import beside
+from brats_inpainting.evaluate import sibling_path
 from brats_inpainting.metrics import boundary_contrast, score, stripe_index
 
 
@@ -85,7 +85,7 @@ def test_the_scores_are_those_of_the_official_package_on_random_volumes(seed, sh
 def test_the_scores_of_the_example_are_those_of_the_official_package(tmp_path):
     write_example(tmp_path)
     case = cases.find(tmp_path)[0]
-    paths = (beside(case, "t1n"), case.image, beside(case, "mask-healthy"))
+    paths = (sibling_path(case, "t1n"), case.image, sibling_path(case, "mask-healthy"))
     whole = [volume.read(path) for path in paths]
     brain = ndimage.find_objects((whole[0] > 0).astype(np.uint8))[0]  # whole volumes take the official package 30 s
     truth, voided, healthy = (volume[brain] for volume in whole)

@@ -121,7 +121,7 @@ def test_our_own_keys_are_read(read):
         ("image_size: 100", "channel_mult"),
         ("attention_resolutions: '0'", "line 1: attention_resolutions: '0'"),
         ("attention_resolutions: 512", "line 1: attention_resolutions: 0"),
-        ("lr: 1\nnum_heads: 3", "line 2: num_heads: .*3 heads cannot share"),
+        ("lr: 1\nnum_heads: 3", "line 2: num_heads: .*3 heads do not divide"),
         ("timestep_respacing: fast", "line 1: timestep_respacing: 'fast'"),
         ("timestep_respacing: '0'", "line 1: timestep_respacing: '0'"),
         ("use_ddim: True\ndiffusion_steps: abc", "line 2: diffusion_steps: 'abc'"),
@@ -133,8 +133,8 @@ def test_our_own_keys_are_read(read):
         ("on: 1", "line 1: on: unknown key"),
         ("~: 1", "line 1: ~: unknown key"),
         ("seed: *one", "not YAML"),
-        ("seed: &one [1]\nsteps: *one", "refers back"),
-        ("seed: &one [*one]", "refers back"),
+        ("seed: &one [1]\nsteps: *one", "contains YAML aliases"),
+        ("seed: &one [*one]", "contains YAML aliases"),
         ("seed: " + 2000 * "[", "not YAML"),
         ("seed: " + 2000 * "[" + 2000 * "]", "not YAML|seed"),
         ("seed: " + 5000 * "9", "cannot be read"),
@@ -156,7 +156,7 @@ def test_what_cannot_be_used_is_refused_with_key_and_line(read, text, message):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("[!i]*.yaml")), ids=lambda path: path.stem)
 def test_a_training_recipe_is_called_one(path):
-    with pytest.raises(ConfigError, match=r"a training recipe \(.*unet.*\)\n  Give it to the command train"):
+    with pytest.raises(ConfigError, match=r"a training recipe \(.*unet.*\)\n  Use it with the command train"):
         parameters.read(path)
 
 

@@ -8,16 +8,16 @@ import sys
 import pytest
 
 from brats_inpainting import progress
-from brats_inpainting.progress import Watch, duration
+from brats_inpainting.progress import ProgressBar, duration
 
 WORK = """
-from brats_inpainting.progress import Watch
-with Watch(2) as watch:
+from brats_inpainting.progress import ProgressBar
+with ProgressBar(2) as bar:
     for case in range(2):
-        watch.open(100)
+        bar.open(100)
         for _ in range(10):
-            watch.advance(10)
-        watch.close()
+            bar.advance(10)
+        bar.close()
 """
 
 
@@ -32,13 +32,13 @@ def test_plain_lines_say_how_far_and_how_long(monkeypatch, capfd):
     monkeypatch.setattr(progress, "LINE_EVERY", 0)
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
-    with Watch(2) as watch:
-        watch.open(40)
-        watch.advance(20)
-        watch.advance(20)
-        watch.close()
-        watch.open(40)
-        watch.advance(40)
+    with ProgressBar(2) as bar:
+        bar.open(40)
+        bar.advance(20)
+        bar.advance(20)
+        bar.close()
+        bar.open(40)
+        bar.advance(40)
     lines = capfd.readouterr().err.splitlines()
     assert lines[0] == "case 1 of 2, 20 of about 80 slice passes, 25% done, 30 s left"
     assert lines[1] == "case 1 of 2, 40 of about 80 slice passes, 50% done, 20 s left"
@@ -47,9 +47,9 @@ def test_plain_lines_say_how_far_and_how_long(monkeypatch, capfd):
 
 def test_quiet_means_quiet(monkeypatch, capfd):
     monkeypatch.setattr(progress, "LINE_EVERY", 0)
-    with Watch(1, quiet=True) as watch:
-        watch.open(1)
-        watch.advance(1)
+    with ProgressBar(1, quiet=True) as bar:
+        bar.open(1)
+        bar.advance(1)
     assert capfd.readouterr().err == ""
 
 

@@ -1,4 +1,4 @@
-"""What there is to work with: version, presets, weights, devices; without importing torch."""
+"""Version, presets, bundled weights and devices, without importing torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from brats_inpainting.config import BUNDLED, DEFAULT_PRESET, PRESETS
 
 
 def facts() -> dict[str, str]:
-    """Return name → text, in the order in which people ask."""
+    """Return name → text, in the order of display."""
     presets = [
         f"{name}{' (default)' if name == DEFAULT_PRESET else ''}, {dims}D: {sampling}"
         for name, ways in PRESETS.items()
@@ -29,14 +29,14 @@ def facts() -> dict[str, str]:
 
 
 def _described(weights: Path) -> str:
-    """Return a file's path, size and hash."""
+    """Describe a weights file by path, size and hash."""
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{weights}, {weights.stat().st_size / 1e6:.1f} MB\n           SHA-256 {digest}"
 
 
 def _gpus() -> list[str]:
-    """Name the GPUs that the driver lists."""
+    """Return the names of the GPUs that nvidia-smi lists."""
     if not (tool := shutil.which("nvidia-smi")):
         return []
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=5, check=False).stdout

@@ -1,4 +1,4 @@
-"""Fills without a network: what any model must beat."""
+"""Baselines: filling without a network."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from brats_inpainting.data import windows
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack
 from brats_inpainting.filler import Filled
-from brats_inpainting.progress import Watch
+from brats_inpainting.progress import ProgressBar
 
 LEVELS = 65535
-TELEA_RADIUS = 5  # voxels around a point that it is filled from
-MIDLINE_SEARCH = 24  # half voxels that the midline may lie from the middle of the brain
+TELEA_RADIUS = 5  # voxels
+MIDLINE_SEARCH = 24  # largest distance of the midline from the brain's middle, in half voxels
 
 
 def mean(scan: Scan) -> np.ndarray:
-    """Fill with the mean of the scan's brain outside the mask: S × H × W in [0, 1]."""
+    """Fill with the mean of the tissue outside the mask: S × H × W in [0, 1]."""
     return np.where(scan.mask_SHW, scan.image_SHW[_known(scan)].mean(), scan.image_SHW)
 
 
 def _known(scan: Scan) -> np.ndarray:
-    """Return where there is tissue outside the mask."""
+    """Return the tissue outside the mask, bool."""
     return (scan.image_SHW > 0) & ~scan.mask_SHW
 
 
@@ -48,17 +48,17 @@ def telea(scan: Scan) -> np.ndarray:
         raise container.missing("telea needs OpenCV", "baselines") from error
 
     def fill(image_HW: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
-        levels_HW = np.rint(image_HW * LEVELS).astype(np.uint16)  # OpenCV adds constants of about 1 to every result
+        levels_HW = np.rint(image_HW * LEVELS).astype(np.uint16)  # OpenCV adds constants of about 1
         return cv2.inpaint(levels_HW, mask_HW.astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA) / np.float32(LEVELS)
 
     return _slice_by_slice(scan, fill)
 
 
 def mirror(scan: Scan) -> np.ndarray:
-    """Fill from the other hemisphere, and with the mean where that is masked too: S × H × W in [0, 1].
+    """Fill from the other hemisphere, or with the mean where both are masked: S × H × W in [0, 1].
 
-    The midsagittal plane is the one, near the brain's middle and parallel to the image's sides, that best maps known
-    tissue onto known tissue (least mean squared difference), half of it at least.
+    The midsagittal plane is the sagittal plane near the brain's middle with the least mean squared difference between
+    known tissue and its reflection, which must overlap with at least half of it.
     """
     known_SHW = _known(scan)
     left, right = np.flatnonzero((known_SHW | scan.mask_SHW).any(axis=(0, 2)))[[0, -1]]
@@ -77,12 +77,12 @@ def mirror(scan: Scan) -> np.ndarray:
 
 
 def _reflected(array_SHW: np.ndarray, shift: int) -> np.ndarray:
-    """Return the array with voxel i of the left–right axis where shift − i was, 0 where nothing was."""
+    """Return the array with index i of the left–right axis taken from shift − i, 0 outside."""
     width = array_SHW.shape[1]
     origin = shift - np.arange(width)
-    there = (origin >= 0) & (origin < width)
+    inside = (origin >= 0) & (origin < width)
     reflected_SHW = np.zeros_like(array_SHW)
-    reflected_SHW[:, there] = array_SHW[:, origin[there]]
+    reflected_SHW[:, inside] = array_SHW[:, origin[inside]]
     return reflected_SHW
 
 
@@ -100,23 +100,23 @@ METHODS: dict[str, Callable[[Scan], np.ndarray]] = {name: globals()[name] for na
 
 @dataclass(frozen=True)
 class Baseline:
-    """A ``Filler`` without a network: any function of a scan that returns its frame filled, S × H × W in [0, 1]."""
+    """A ``Filler`` without a network; ``method`` returns the filled frame of a scan, S × H × W in [0, 1]."""
 
     method: Callable[[Scan], np.ndarray]
     dilate: float = 0.0
 
     def settings(self) -> dict[str, Any]:
-        """Return the method's name."""
+        """Return the method's name and the dilation."""
         return {"method": self.method.__name__, "dilate": self.dilate}
 
     def facts(self) -> dict[str, Any]:
-        """Return nothing more."""
+        """Return an empty dict."""
         return {}
 
     def fill(
-        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: Watch | None = None
+        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: ProgressBar | None = None
     ) -> Iterator[Stack]:
-        """Yield every scan; ``finish`` does the work."""
+        """Yield every scan; ``finish`` fills it."""
         for scan in scans:
             if progress:
                 progress.open(1)

@@ -51,7 +51,7 @@ def sample(
         on_pass: called before each network pass with the number of windows.
     """
     unet, (low, high) = weights.network.config, weights.diffusion.image_range
-    if unet.dims == 3 and plan.device.type == "cpu" and memory.short(unet, prod(tasks[0].window.shape)):
+    if unet.dims == 3 and plan.device.type == "cpu" and memory.too_little_for(unet, prod(tasks[0].window.shape)):
         return_memory()
     scaled_NCV = _padded([torch.from_numpy(task.condition_CV(position=unet.position)) for task in tasks], plan)
     condition_NCV = torch.cat([low + (high - low) * scaled_NCV[:, :1], scaled_NCV[:, 1:]], dim=1)

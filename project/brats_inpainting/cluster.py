@@ -23,7 +23,7 @@ from brats_inpainting.data.cases import Case
 from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
 from brats_inpainting.fill import Options
 from brats_inpainting.filler import Filler
-from brats_inpainting.progress import Watch
+from brats_inpainting.progress import ProgressBar
 from brats_inpainting.record import Record
 
 try:
@@ -150,7 +150,9 @@ class Crew:
         log.info("%d worker(s) have loaded the network, the first on %s; more may join", len(plans), plan.device)
         return replace(filler, plan=plan)
 
-    def fill(self, filler: Filler, jobs: dict[Path, Case], options: Options, record: Record, watch: Watch) -> None:
+    def fill(
+        self, filler: Filler, jobs: dict[Path, Case], options: Options, record: Record, progress: ProgressBar
+    ) -> None:
         """Give each worker a case at a time, the largest first; a case whose worker dies goes to another."""
         from brats_inpainting.inpainter import Inpainter
 
@@ -167,7 +169,7 @@ class Crew:
             if not running:
                 return
             for future in _done(running):
-                _report(future, *running.pop(future), filler=filler, record=record, watch=watch)
+                _report(future, *running.pop(future), filler=filler, record=record, progress=progress)
                 future.release()  # else the case is done again when the worker that did it dies
 
 
@@ -265,24 +267,26 @@ def _done(futures: Iterable[Future[Any]]) -> Iterable[Future[Any]]:
         return ()
 
 
-def _report(future: Future[Any], target: Path, case: Case, *, filler: Inpainter, record: Record, watch: Watch) -> None:
+def _report(
+    future: Future[Any], target: Path, case: Case, *, filler: Inpainter, record: Record, progress: ProgressBar
+) -> None:
     """Note what became of a case."""
     try:
         report = future.result()
     except CaseError as error:
-        fill.report_failed(case.id, error, record, watch)
+        fill.report_failed(case.id, error, record, progress)
     except distributed.KilledWorker as error:
         files.remove_leftovers(target.parent)
         advice = "Give the workers more memory, or say --batch-size 1."
         reason = f"{case.id}: workers died of it, the last at {error.last_worker}\n  {advice}"
-        fill.report_failed(case.id, CaseError(reason), record, watch)
+        fill.report_failed(case.id, CaseError(reason), record, progress)
     else:
         for warning in report["warnings"]:
             log.warning("%s: %s", case.id, warning)
         passes = report["windows"] * filler.sampling.samples * filler.sampling.passes
-        watch.open(passes)
-        watch.advance(passes)
-        fill.report_done(case.id, target, report, record, watch)
+        progress.open(passes)
+        progress.advance(passes)
+        fill.report_done(case.id, target, report, record, progress)
 
 
 def _fill(case: Case, target: Path, order: Order) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Every setting as a frozen, validated model, and the one list each of what can be chosen; without torch.
+"""Settings as frozen, validated models, and the registries of samplers, presets and baselines. Does not import torch.
 
-A sampler is a row of ``SAMPLERS`` and the function of that name in ``diffusion/samplers.py``; a baseline is a row of
-``BASELINES`` and the function of that name in ``baselines.py``.
+A sampler is an entry of ``SAMPLERS`` and the function of that name in ``diffusion/samplers.py``; a baseline is an entry
+of ``BASELINES`` and the function of that name in ``baselines.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic import (
 from brats_inpainting.errors import ConfigError
 
 FRAME = 224  # side of the paper's slices, §3.1
-FRAME_MULTIPLE = 32  # sides of enlarged frames and windows are multiples of this: five halvings come out even
+FRAME_MULTIPLE = 32  # sides of enlarged frames and windows are multiples of 2**5, for five downsamplings
 BUNDLED = {name: Path(__file__).parent / "weights" / f"{name}.safetensors" for name in ("volume-1", "small-2")}
 BUNDLED_WEIGHTS = BUNDLED["volume-1"]
 
@@ -32,7 +32,7 @@ Spacing = Literal["even", "trailing", "log_snr"]
 
 
 class SamplerInfo(NamedTuple):
-    """Network passes of a sampler by its steps, and the spacing of timesteps that suits it."""
+    """A sampler's number of network passes as a function of its steps, and its default spacing of timesteps."""
 
     passes: Callable[[int], int]
     spacing: Spacing
@@ -45,12 +45,12 @@ SAMPLERS = {
     "heun": SamplerInfo(lambda steps: 2 * steps - 1, "log_snr"),
 }
 NOISE_MODES = ("independent", "shared", "slerp")
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # and the name of torch's type
-BASELINES = {"mean": None, "biharmonic": "skimage", "telea": "cv2", "mirror": None}  # and the package that they need
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # name of the torch dtype
+BASELINES = {"mean": None, "biharmonic": "skimage", "telea": "cv2", "mirror": None}  # optional package
 
 
 def _one_of(names: Collection[str]) -> AfterValidator:
-    """Accept the names of a list only."""
+    """Return a validator that accepts the given names only."""
 
     def check(name: str) -> str:
         if name not in names:
@@ -64,26 +64,27 @@ Precision = Annotated[str, _one_of(PRECISIONS)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and an unknown key is an error."""
+    """Base class of all settings: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class UNetConfig(Settings):
-    """Shape of the guided-diffusion U-Net; the defaults are the paper's 113,672,066-parameter network (§3.2).
+    """Architecture of the guided-diffusion U-Net; the defaults are the paper's 113,672,066-parameter network (§3.2).
 
     ``dims`` is 2 for patches of slices, 3 for boxes of the volume. Patches of ``patch`` voxels a side are folded into
     channels before the first level. Level ``i`` is ``width * multipliers[i]`` channels wide and works at 1 / 2**i of
     that resolution, with ``blocks`` residual blocks; self-attention with ``heads`` heads is at the downsampling factors
-    ``attention_at``. With ``position`` three more input channels hold the coordinates of every voxel in the head.
+    ``attention_at``. With ``position``, three more input channels hold each voxel's coordinates in the head.
     """
 
     dims: Literal[2, 3] = 2
     patch: Literal[1, 2] = 1
     position: bool = False
 
-    width: PositiveInt = Field(default=128, multiple_of=32, le=4096)  # the bounds keep a stranger's file from asking
-    multipliers: tuple[Annotated[PositiveInt, Field(le=64)], ...] = Field(  # for more than any machine has
+    # upper bounds reject absurd values from untrusted files
+    width: PositiveInt = Field(default=128, multiple_of=32, le=4096)
+    multipliers: tuple[Annotated[PositiveInt, Field(le=64)], ...] = Field(
         default=(1, 1, 2, 2, 4, 4), min_length=1, max_length=8
     )
     blocks: PositiveInt = Field(default=2, le=64)
@@ -95,12 +96,12 @@ class UNetConfig(Settings):
     @model_validator(mode="after")
     def _heads_divide_the_channels(self) -> Self:
         if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads cannot share {self.width} channels")
+            raise ValueError(f"{self.heads} heads do not divide {self.width} channels")
         return self
 
     @property
     def stride(self) -> int:
-        """Every side of an input must be a multiple of this."""
+        """The sides of inputs must be multiples of this."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
 
@@ -111,12 +112,12 @@ def _rising(limits: tuple[float, float]) -> tuple[float, float]:
 
 
 class DiffusionConfig(Settings):
-    """What the network's numbers mean; stored with the weights. The defaults are the paper's (§2.1, §3.2).
+    """The diffusion process; stored with the weights. The defaults are the paper's (§2.1, §3.2).
 
     ``schedule`` names the noise levels. ``prediction`` is what output channel 0 estimates: the noise, the velocity or
     the clean image. Images scaled to [0, 1] are mapped to ``image_range`` before the network sees them, and x̂_0 is
     clamped to ``clamp`` in that range.
-    ``window`` is the side in voxels of the slices, or of the windows around the mask, that training used.
+    ``window`` is the side, in voxels, of the training slices or windows.
     """
 
     steps: PositiveInt = Field(default=1000, le=100_000)
@@ -131,13 +132,13 @@ Sigma = Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)]
 
 
 class SamplingConfig(Settings):
-    """How a case is filled: from noise to slices to a volume.
+    """How a case is sampled and post-processed.
 
-    ``steps`` visits that many of the T timesteps, spaced as ``Schedule.timesteps`` says, or as suits the sampler;
-    ``samples`` are averaged, and their spread is the uncertainty; ``noise`` correlates the slices' noise along z;
-    ``smoothing`` is the Gaussian's σ in voxels, one for all directions or one each for x, y and z of the scan in LPS;
-    ``replace`` takes the result inside the mask only, or replaces whole slices and rescales the whole volume, as the
-    paper does (§3.3).
+    ``steps`` is how many of the T timesteps are visited, with ``spacing`` (see ``Schedule.timesteps``) or the sampler's
+    default; ``samples`` are averaged, and their standard deviation is the uncertainty; ``noise`` is its correlation
+    along z; ``smoothing`` is the Gaussian's σ in voxels, one for all axes or one each for x, y and z in LPS;
+    ``dilate`` grows the mask, in mm; ``replace`` fills the mask only, or replaces whole slices and rescales the volume,
+    as the paper does (§3.3).
     """
 
     sampler: Annotated[str, _one_of(SAMPLERS)] = "dpmpp_2m"
@@ -156,11 +157,11 @@ class SamplingConfig(Settings):
 
     @property
     def timesteps(self) -> Spacing:
-        """The spacing of the timesteps."""
+        """The spacing of timesteps, the sampler's default resolved."""
         return SAMPLERS[self.sampler].spacing if self.spacing == "sampler" else self.spacing
 
 
-# By the dimensions of the weights: slice by slice, or the whole region at once.
+# Keys of a preset are the dimensions of the weights: 2 fills slice by slice, 3 the whole region at once.
 _ALONG_Z = SamplingConfig(smoothing=(0, 0, 1.075))
 _ONE_PASS = SamplingConfig(sampler="ddim", steps=1, noise="independent", smoothing=0)
 _SAMPLE = _ONE_PASS.model_copy(update={"steps": 8})
@@ -177,17 +178,17 @@ DEFAULT_PRESET = "fast"
 
 
 def weights_path(weights: Path | str | None, preset: str) -> Path:
-    """Return the path of a weights file, or of bundled weights by their name; a preset's own where nothing is given."""
+    """Return the path of a weights file or of bundled weights, by default the preset's."""
     if weights:
         return BUNDLED.get(str(weights), Path(weights))
     return BUNDLED["volume-1" if 3 in PRESETS.get(preset, {3: None}) else "small-2"]
 
 
 def sampling(preset: str, dims: int, **overrides: Any) -> SamplingConfig:
-    """Return a preset for weights of so many dimensions, with some of its fields replaced.
+    """Return a preset for 2D or 3D weights, with some of its fields replaced.
 
     Raises:
-        ConfigError: when there is no such preset, or not for these weights, or a value is out of range.
+        ConfigError: when the preset is unknown or does not support these weights, or a value is out of range.
     """
     if preset not in PRESETS:
         raise ConfigError(f"no preset named {preset!r}\n  There are: {', '.join(PRESETS)}.")
@@ -198,20 +199,19 @@ def sampling(preset: str, dims: int, **overrides: Any) -> SamplingConfig:
     try:
         return SamplingConfig.model_validate(PRESETS[preset][dims].model_dump() | overrides)
     except ValidationError as error:
-        problem = max(error.errors(), key=lambda problem: len(problem["loc"]))  # the closest, of a value of many kinds
+        problem = max(error.errors(), key=lambda problem: len(problem["loc"]))  # the most specific one of a union
         raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from error
 
 
 class Augmentation(Settings):
-    """How training windows are varied; nothing by default, as in the paper.
+    """Augmentation of training windows; none by default, as in the paper.
 
-    ``flip`` mirrors left and right, the mask too. The other changes leave the mask in place and move the brain beneath
-    it: ``affine`` rotates about every axis by up to so many degrees and scales along each by up to so many per cent;
-    ``elastic`` is the largest standard deviation of a smooth displacement in voxels. ``contrast`` scales intensities
-    by up to that share, ``gamma`` raises them to a power of up to e**gamma; ``bias`` is the standard deviation of the
-    logarithm of a smooth field. ``noise`` is the largest standard deviation of noise in [0, 1] that is added to the
-    known voxels which the network sees, not to the truth. ``position`` is the largest shift, and the largest change of
-    scale, of the position channels.
+    ``flip`` mirrors left and right, mask included. The other transforms change the image under a fixed mask:
+    ``affine`` is the largest rotation about each axis in degrees, and the largest scaling in per cent; ``elastic`` is
+    the largest standard deviation of a smooth displacement in voxels. ``contrast`` is the largest relative scaling of
+    intensities, e**``gamma`` the largest exponent; ``bias`` is the standard deviation of the logarithm of a smooth
+    field. ``noise`` is the largest standard deviation of noise added to the known voxels of the network's input, not
+    to the truth. ``position`` is the largest shift, and relative scaling, of the position channels.
     """
 
     flip: bool = False
@@ -227,19 +227,19 @@ class Augmentation(Settings):
 class TrainConfig(Settings):
     """A training recipe; the defaults are the paper's (§3.2).
 
-    ``batch_size`` windows make a step, shared among all processes, in ``accumulate`` parts each. A network of two
-    dimensions trains on all slices of the masks; one of three on ``windows_per_scan`` boxes of each scan in an epoch.
+    ``batch_size`` is the number of windows per step over all processes, in ``accumulate`` parts each. A 2D network
+    trains on all slices of the masks, a 3D one on ``windows_per_scan`` boxes of each scan per epoch.
     The learning rate rises over ``warmup`` steps and falls linearly over the last ``decay``; gradients are clipped to
-    the norm ``clip`` if given. Each rate in ``ema`` gets its moving average; inference takes the first.
-    ``ema_warmup`` limits the rate to (1 + step) / (10 + step), so that short runs forget their first weights.
+    the norm ``clip`` if given. ``ema`` lists the decay rates of moving averages; inference uses the first.
+    ``ema_warmup`` limits the rate to (1 + step) / (10 + step), so that short runs forget their initial weights.
 
     ``last_timestep`` is the share of each batch at t = T − 1; all other timesteps are uniform. The squared error is a
     weighted mean over the window: with ``weighting: voxel`` a voxel outside the mask weighs ``weight_outside`` times
     one inside; with ``region`` the loss is the mean inside plus ``weight_outside`` times the mean outside. ``ssim`` is
     the weight of 1 − SSIM of x̂_0 inside the mask, added for windows at t = T − 1.
 
-    ``held_out`` subjects of each fold are kept for validation; ``validation`` says how they are filled. ``limit``
-    trains on the same few windows for ever. ``checkpointing`` trades time for memory.
+    ``held_out`` subjects of each fold are used for validation, sampled with ``validation``. ``limit`` trains on the
+    first few windows only. ``checkpointing`` trades time for memory.
     """
 
     unet: UNetConfig = UNetConfig()
@@ -283,12 +283,12 @@ class TrainConfig(Settings):
         window, stride = self.diffusion.window, self.unet.stride
         most = FRAME if self.unet.dims == 2 else FRAME - stride
         if window > most or window % stride:
-            raise ValueError(f"windows of {window} voxels: more than {most}, or no multiple of the network's {stride}")
+            raise ValueError(f"windows of {window} voxels: more than {most}, or not a multiple of the stride {stride}")
         return self
 
     @model_validator(mode="after")
     def _channels_fit(self) -> Self:
         channels = 6 if self.unet.position else 3
         if self.unet.in_channels != channels:
-            raise ValueError(f"in_channels is {self.unet.in_channels}, but b, m, x_t and the positions are {channels}")
+            raise ValueError(f"in_channels is {self.unet.in_channels}, but b, m, x_t and the positions need {channels}")
         return self

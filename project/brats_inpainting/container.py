@@ -1,4 +1,4 @@
-"""What differs in the container image: no more packages, folders that are mounted, and what is lost with it."""
+"""Differences inside the container image: fixed packages, mounted folders, files that are lost with it."""
 
 from __future__ import annotations
 
@@ -12,34 +12,32 @@ from brats_inpainting.errors import ConfigError
 
 INSIDE = "BRATS_INPAINTING_FOLDERS" in os.environ
 MOUNTS = Path("/proc/self/mountinfo")  # fields 4 and 5: the folder in its own file system, the mount point
-NAMELESS = re.compile(r"mlcube_io\d+")  # how MLCube names mount points
+NAMELESS = re.compile(r"mlcube_io\d+")  # mount points by MLCube
 
 log = logging.getLogger(__name__)
 
 
 def offers(module: str) -> bool:
-    """Return whether help lists what needs an optional package; in the image, only what is installed."""
+    """Return whether help lists options that need a package: always, but in the image only if it is installed."""
     return not INSIDE or find_spec(module) is not None
 
 
 def missing(what: str, extra: str) -> ConfigError:
     """Return the error for an optional package that is not installed."""
     command = f"pip install 'brats-inpainting[{extra}]'"
-    where = "The image has no more packages: outside the container, run" if INSIDE else "Run"
+    where = "The image does not include it. Outside the container, run" if INSIDE else "Run"
     return ConfigError(f"{what}\n  {where} {command}.")
 
 
 def warn_if_lost(folder: Path) -> None:
-    """Warn, in the container, of a folder that is not on the host and so is removed with the container."""
+    """Warn if a folder is inside the container only and will be removed with it."""
     folder = folder.resolve()
     if INSIDE and not any(os.path.ismount(path) for path in [folder, *folder.parents][:-1]):
-        log.warning(
-            "%s is in the container only, and lost with it; mount a folder of yours there: -v FOLDER:%s", folder, folder
-        )
+        log.warning("%s is in the container only; to keep it, mount a host folder: -v FOLDER:%s", folder, folder)
 
 
 def name_of(folder: Path) -> str:
-    """Return the name of a folder; of a mount point named by MLCube, that of the folder on the host."""
+    """Return a folder's name; for a mount point by MLCube, that of the folder on the host."""
     folder = folder.resolve()
     if not NAMELESS.fullmatch(folder.name):
         return folder.name
@@ -49,5 +47,5 @@ def name_of(folder: Path) -> str:
 
 
 def _unescaped(path: str) -> str:
-    """Undo the octal escapes of blanks and backslashes."""
+    """Decode octal escapes, such as those of spaces."""
     return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), path)

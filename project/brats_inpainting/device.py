@@ -1,4 +1,4 @@
-"""Which device the network runs on, and why."""
+"""Choice of device and precision."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device to work on, and log why; a GPU that cannot be used gives the CPU.
+    """Return a usable device, and log the choice; falls back to the CPU if the GPU cannot be used.
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:i``, ``mps``, or ``auto`` for a GPU where this build of torch can use one.
+        name: ``cpu``, ``cuda``, ``cuda:i``, ``mps``, or ``auto`` for a GPU if torch can use one.
 
     Raises:
-        ConfigError: when the name means nothing.
+        ConfigError: when the name is not a device.
     """
     auto = name == "auto"
     if auto:
@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"no device named {name!r}\n  There are: auto, cpu, cuda, cuda:0 and so on, mps.") from error
     if device.type == "cpu":
-        log.debug("on the CPU, as asked")
+        log.debug("on the CPU, as requested")
         return device
     if problem := _problem(device):
         unexpected = not auto or torch.cuda.device_count() > 0
@@ -42,26 +42,26 @@ def choose_device(name: str) -> torch.device:
 
 
 def best_precision(device: torch.device) -> Precision:
-    """Return the precision to run a network in: on GPUs the one that their matrix units are made for."""
+    """Return the precision of a network: fp32 on a CPU, on a GPU the one that its matrix units support."""
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
 def autocast(kind: str, precision: Precision) -> torch.autocast:
-    """Return the context in which a network runs in a precision on a kind of device: ``cpu``, ``cuda`` or ``mps``."""
+    """Return the autocast context of a precision on a device type: ``cpu``, ``cuda`` or ``mps``."""
     return torch.autocast(kind, getattr(torch, PRECISIONS[precision]), enabled=precision != "fp32")
 
 
 def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Tell whether a build of torch holds code for a GPU.
+    """Return whether a build of torch supports a GPU.
 
-    Machine code (``sm_86``) runs on GPUs of the same major version from its minor one on; intermediate code
-    (``compute_90``) is translated by the driver for anything newer.
+    Machine code (``sm_86``) runs on GPUs of the same major and the same or a later minor version; intermediate
+    code (``compute_90``) is compiled by the driver for newer GPUs.
 
     Args:
         capability: the GPU's compute capability, major and minor.
-        architectures: what ``torch.cuda.get_arch_list`` returns.
+        architectures: as returned by ``torch.cuda.get_arch_list``.
     """
     for kind, digits in re.findall(r"(sm|compute)_(\d+)", " ".join(architectures)):
         built = divmod(int(digits), 10)
@@ -71,7 +71,7 @@ def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
 
 
 def _problem(device: torch.device) -> str | None:
-    """Say why a device cannot be used; ``None`` if it can."""
+    """Return why a device cannot be used; ``None`` if it can."""
     if device.type == "mps" and torch.backends.mps.is_available():
         return None
     if device.type != "cuda":
@@ -92,7 +92,7 @@ def _cuda_problem(device: torch.device) -> str | None:
     try:
         major, minor = torch.cuda.get_device_capability(device)
         gpu = f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
-    except RuntimeError as error:  # a GPU that is there but broken, or taken by somebody else
+    except RuntimeError as error:  # a broken GPU, or one in exclusive use
         return str(error).splitlines()[0]
     built = torch.cuda.get_arch_list()
     if runs_on((major, minor), built):

@@ -1,12 +1,12 @@
-"""What can go wrong through no fault of the software; every message says what to do."""
+"""Errors in the user's input; each message says how to fix it."""
 
 
 class InpaintingError(ValueError):
-    """Base of all errors that a user can mend."""
+    """Base class of all errors that users can fix."""
 
 
 class CaseError(InpaintingError):
-    """One case cannot be processed; the others go on."""
+    """A case cannot be processed; the run continues with the others."""
 
 
 class CheckpointError(InpaintingError):

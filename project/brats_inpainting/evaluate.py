@@ -1,4 +1,4 @@
-"""Filled scans, and the truth where it is known → scores, one row a model and case. Every volume is read once."""
+"""Score filled scans against the truth, one row per model and case; each volume is read once."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from brats_inpainting.progress import console
 
 UNKNOWN = float("nan")
 WORKERS = 4  # cases at a time at most
-RESERVED = {"voided", "mask", "truth", "uncertainty", "pooled"}  # they have columns of their own
+RESERVED = {"voided", "mask", "truth", "uncertainty", "pooled"}  # names of views and lines in the report
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model's scores of one case, NaN where the truth is not known, and how many voxels it changed.
+class ScoreRow:
+    """One model's scores for one case (NaN without ground truth) and the number of voxels it changed.
 
-    Scores are taken inside the healthy mask; without a truth, the stripe index inside the whole mask.
+    Scores are computed inside the healthy mask; without ground truth, the stripe index inside the whole mask.
     """
 
     case: str
@@ -49,11 +49,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Exam:
+class CaseVolumes:
     """All volumes of one case, X × Y × Z in LPS, in the scan's own intensities.
 
-    ``fills`` has the filled scan of each model; ``facts`` is what infer noted of the first one, and ``std_XYZ`` the
-    standard deviation of its samples where it is the only one.
+    ``fills`` maps each model to its filled scan. ``facts`` is the entry of the first one in infer's ``run.json``;
+    ``std_XYZ`` is the standard deviation of its samples, read only for a single model.
     """
 
     id: str
@@ -68,16 +68,16 @@ class Exam:
 
     @property
     def scored_XYZ(self) -> np.ndarray:
-        """Where a fill is looked at: the healthy mask, or the whole mask where no truth is known."""
+        """The region that is scored: the healthy mask, or the whole mask without ground truth."""
         return self.mask_XYZ if self.healthy_XYZ is None else self.healthy_XYZ
 
     @property
     def filled(self) -> dict[str, np.ndarray]:
-        """The filled scans and, where it is known, the truth: all that is compared inside the mask."""
+        """The filled scans and, if available, the truth."""
         return self.fills | ({} if self.truth_XYZ is None else {"truth": self.truth_XYZ})
 
-    def rows(self) -> list[Row]:
-        """Score every model; what cannot be scored is noted in ``failed``."""
+    def score(self) -> list[ScoreRow]:
+        """Score every model; add those that cannot be scored to ``failed``."""
         rows = []
         for model, filled_XYZ in self.fills.items():
             try:
@@ -86,7 +86,7 @@ class Exam:
                 self.failed[f"{model}/{self.id}"] = f"{self.id}, {model}: {error}"
         return rows
 
-    def _row(self, model: str, filled_XYZ: np.ndarray) -> Row:
+    def _row(self, model: str, filled_XYZ: np.ndarray) -> ScoreRow:
         if bad := np.count_nonzero(~np.isfinite(filled_XYZ)):
             raise CaseError(f"{bad:,} voxels are NaN or infinite")
         scores: dict[str, float] = {}
@@ -99,14 +99,14 @@ class Exam:
             scores["stripe_index"] = metrics.stripe_index(self.scored_tissue(filled_XYZ), self.scored_XYZ)
         changed_XYZ = filled_XYZ != self.voided_XYZ
         inside, outside = (np.count_nonzero(changed_XYZ & region) for region in (self.mask_XYZ, ~self.mask_XYZ))
-        return Row(self.id, model, **scores, changed_inside=int(inside), changed_outside=int(outside))
+        return ScoreRow(self.id, model, **scores, changed_inside=int(inside), changed_outside=int(outside))
 
     def scored_tissue(self, volume_XYZ: np.ndarray) -> np.ndarray:
-        """Make background of the rest of the mask: a lesion in the truth, synthetic tissue in a fill."""
+        """Set the unscored part of the mask to 0: lesion in the truth, synthetic tissue in a fill."""
         return np.where(self.mask_XYZ & ~self.scored_XYZ, 0, volume_XYZ)
 
 
-Look = Callable[[Exam, list[Row]], None]
+OnCase = Callable[[CaseVolumes, list[ScoreRow]], None]
 
 
 def evaluate(
@@ -114,31 +114,31 @@ def evaluate(
     *,
     truth_needed: bool = True,
     report_path: Path | None = None,
-    look: Look | None = None,
+    on_case: OnCase | None = None,
     quiet: bool = False,
-) -> tuple[list[Row], dict[str, str]]:
-    """Score every case, several at a time; one that cannot be scored does not stop the others.
+) -> tuple[list[ScoreRow], dict[str, str]]:
+    """Score all cases concurrently; a case that cannot be scored does not stop the others.
 
     Args:
-        fills: for every case, the filled scan of each model, see ``find``.
-        truth_needed: a case without ``t1n`` and ``mask-healthy`` beside its inputs fails; else it is looked at without.
-        report_path: folder of infer's report, see ``examine``.
-        look: told each case's volumes and rows while they are in memory, from several threads.
+        fills: case → model → path of the filled scan, see ``find``.
+        truth_needed: fail cases without ``t1n`` and ``mask-healthy`` next to their inputs.
+        report_path: folder of infer's ``run.json``, see ``read_volumes``.
+        on_case: called with each case's volumes and rows, from several threads.
         quiet: show no progress.
 
     Returns:
-        The rows in the order of the cases, and what failed with the reason.
+        The rows in the order of the cases, and the reasons of failures by case or model.
     """
 
-    def one(case: Case) -> tuple[list[Row], dict[str, str]]:
+    def one(case: Case) -> tuple[list[ScoreRow], dict[str, str]]:
         try:
-            exam = examine(case, fills[case], truth_needed=truth_needed, report_path=report_path)
+            volumes = read_volumes(case, fills[case], truth_needed=truth_needed, report_path=report_path)
         except CaseError as error:
             return [], {case.id: f"{case.id}: {error}"}
-        rows = exam.rows()
-        if look and rows:
-            look(exam, rows)
-        return rows, exam.failed
+        rows = volumes.score()
+        if on_case and rows:
+            on_case(volumes, rows)
+        return rows, volumes.failed
 
     with ThreadPoolExecutor(min(WORKERS, cpus())) as pool:
         done = track(pool.map(one, fills), "scoring", total=len(fills), console=console, transient=True, disable=quiet)
@@ -147,12 +147,12 @@ def evaluate(
 
 
 def find(folders: Mapping[str, Path], data_path: Path, *, pooled: bool = False) -> dict[Case, dict[str, Path]]:
-    """List the cases of ``data_path``, and for each the filled scan ``{id}-t1n-inference.nii.gz`` of every model.
+    """List the cases of ``data_path`` with the filled scans ``{id}-t1n-inference.nii.gz`` of each model.
 
     Args:
         folders: model → folder.
-        data_path: folder of complete cases, with ``t1n`` and ``mask-healthy`` beside the inputs.
-        pooled: a model need not have filled every case, as in a cross-validation.
+        data_path: folder of complete cases, with ``t1n`` and ``mask-healthy`` next to the inputs.
+        pooled: each model filled some of the cases, as in a cross-validation.
 
     Raises:
         ConfigError: when a folder does not exist or ``data_path`` holds no case.
@@ -168,49 +168,49 @@ def find(folders: Mapping[str, Path], data_path: Path, *, pooled: bool = False) 
         return found
     found = {case: {m: path for m, path in paths.items() if path.exists()} for case, paths in found.items()}
     if twice := [case.id for case, paths in found.items() if len(paths) > 1]:
-        raise ConfigError(f"{twice[0]}: in several folders\n  Folds are pooled when each case is in one of them.")
+        raise ConfigError(f"{twice[0]}: in several folders\n  With --pooled, each case must be in one folder only.")
     return found
 
 
 def names(folders: list[Path]) -> dict[str, Path]:
-    """Name every folder of predictions after itself, as it is called on the host; a second one gets a number.
+    """Return model name → folder; the name is the folder's (on the host), numbered if it occurs twice.
 
     Raises:
-        ConfigError: when a name means something else in tables and pictures.
+        ConfigError: when the report uses a name for something else.
     """
     named: dict[str, Path] = {}
     for folder in {path.resolve(): path for path in folders}.values():
         name = container.name_of(folder)
         if name in RESERVED:
-            raise ConfigError(f"{folder}: {name} is a column of its own in the report\n  Rename the folder.")
+            raise ConfigError(f"{folder}: the report uses the name {name} for something else\n  Rename the folder.")
         same = sum(container.name_of(path) == name for path in named.values())
         named[f"{name} ({same + 1})" if same else name] = folder
     return named
 
 
-def examine(
+def read_volumes(
     case: Case, fills: Mapping[str, Path], *, truth_needed: bool = True, report_path: Path | None = None
-) -> Exam:
+) -> CaseVolumes:
     """Read all volumes of a case.
 
     Args:
-        case: its inputs.
-        fills: the filled scan of each model.
-        truth_needed: fail without ``t1n`` and ``mask-healthy``; else they are read where they lie beside the inputs.
-        report_path: folder of infer's report, which tells more of the first model's fill if it is the one noted there.
+        case: paths of the inputs.
+        fills: model → path of the filled scan.
+        truth_needed: fail without ``t1n`` and ``mask-healthy``; otherwise they are read if they exist.
+        report_path: folder of infer's ``run.json``, whose entry is used if it describes the first model's file.
 
     Raises:
-        CaseError: when a file cannot be read or lies on another grid, or the truth is needed and not there.
+        CaseError: when a file cannot be read or lies on another grid, or a needed truth is missing.
     """
     grid = nifti.read(case.image)
-    truth, healthy = beside(case, "t1n"), beside(case, "mask-healthy")
+    truth, healthy = sibling_path(case, "t1n"), sibling_path(case, "mask-healthy")
     if truth_needed and not (truth and healthy):
-        raise CaseError(f"{case.image.name}: no name that a truth belongs to\n  Let it end in -t1n-voided.nii.gz.")
+        raise CaseError(f"{case.image.name}: not the challenge's naming\n  Let the name end in -t1n-voided.nii.gz.")
     known = truth_needed or (metrics.can_score() and all(path and path.exists() for path in (truth, healthy)))
-    facts = noted(case.id, fills, report_path)
-    only = next(iter(fills.values())) if facts and len(fills) == 1 else None  # the picture of std names no model
+    facts = recorded_facts(case.id, fills, report_path)
+    only = next(iter(fills.values())) if facts and len(fills) == 1 else None  # the std picture names no model
     std = report_path / files.sidecar_name(only, "std") if report_path and only else None
-    exam = Exam(
+    volumes = CaseVolumes(
         case.id,
         volume.in_lps(grid),
         _read(case.mask, grid) > 0.5,
@@ -219,20 +219,20 @@ def examine(
         _read(std, grid) if std and std.exists() else None,
         facts,
     )
-    if exam.healthy_XYZ is not None and (over := np.count_nonzero(exam.healthy_XYZ & ~exam.mask_XYZ)):
-        raise CaseError(f"{over:,} voxels of mask-healthy lie outside the mask: nobody was asked to fill them")
+    if volumes.healthy_XYZ is not None and (over := np.count_nonzero(volumes.healthy_XYZ & ~volumes.mask_XYZ)):
+        raise CaseError(f"{over:,} voxels of mask-healthy lie outside the mask and were not to be filled")
     for model, path in fills.items():
         try:
-            exam.fills[model] = _read(path, grid)
+            volumes.fills[model] = _read(path, grid)
         except CaseError as error:
-            exam.failed[f"{model}/{case.id}"] = f"{case.id}, {model}: {error}"
+            volumes.failed[f"{model}/{case.id}"] = f"{case.id}, {model}: {error}"
     if not fills:
-        exam.failed[case.id] = f"{case.id}: filled by no model"
-    return exam
+        volumes.failed[case.id] = f"{case.id}: filled by no model"
+    return volumes
 
 
-def noted(case_id: str, fills: Mapping[str, Path], report_path: Path | None) -> dict[str, Any]:
-    """Return what infer's run.json says of the first model's fill, and the model, if infer wrote this very file."""
+def recorded_facts(case_id: str, fills: Mapping[str, Path], report_path: Path | None) -> dict[str, Any]:
+    """Return the entry of the first model's fill in infer's run.json, if the file's hash matches; else nothing."""
     if report_path is None or not fills:
         return {}
     facts = record.read(report_path).get("cases", {}).get(case_id, {})
@@ -241,7 +241,7 @@ def noted(case_id: str, fills: Mapping[str, Path], report_path: Path | None) -> 
 
 
 def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
-    """Read a volume that must lie on the grid of the voided scan."""
+    """Read a volume that must be on the grid of the voided scan."""
     image = nifti.read(path)
     same = np.allclose(image.affine, grid.affine, atol=cases.AFFINE_TOLERANCE)
     if not same or image.shape[:3] != grid.shape[:3]:
@@ -252,10 +252,10 @@ def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
     return volume.in_lps(image)
 
 
-def beside(case: Case, kind: str) -> Path | None:
-    """Return the path of the truth (``t1n``) or of another mask (``mask-healthy``), named like the case's own files.
+def sibling_path(case: Case, kind: str) -> Path | None:
+    """Return the path of the truth (``t1n``) or of another mask (``mask-healthy``) next to the case's inputs.
 
-    ``None`` where these are not named as the challenge's are.
+    ``None`` if the inputs do not follow the challenge's names.
     """
     given, pattern, new = (case.image, "[-_]voided", "") if kind == "t1n" else (case.mask, "mask", kind)
     name, found = re.subn(rf"(?i){pattern}(?=\.nii)", new, given.name)

@@ -24,7 +24,7 @@ from brats_inpainting.data.windows import Stack
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.filler import Filled, Filler
 from brats_inpainting.layouts import Layout
-from brats_inpainting.progress import Watch, duration
+from brats_inpainting.progress import ProgressBar, duration
 from brats_inpainting.record import Record
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def fill_folder(
     settings = filler.settings() | {"seed": options.seed, "keep_dtype": options.keep_dtype}
     record = Record(options.report_path, settings, filler.facts())
     todo = _start(jobs, record, existing)
-    with Watch(len(todo), quiet=quiet) as watch:
+    with ProgressBar(len(todo), quiet=quiet) as progress:
         try:
-            (crew.fill if crew else _fill)(filler, todo, options, record, watch)
+            (crew.fill if crew else _fill)(filler, todo, options, record, progress)
         finally:
             record.write()
     log.info("%d of %d cases filled", len(todo) - len(record.failed), len(todo))
@@ -104,10 +104,10 @@ def fill_case(filler: Filler, case: Case, target: Path, options: Options) -> dic
     return _write(filler, stack, target, options)
 
 
-def report_done(case_id: str, target: Path, report: dict[str, Any], record: Record, watch: Watch) -> None:
+def report_done(case_id: str, target: Path, report: dict[str, Any], record: Record, progress: ProgressBar) -> None:
     """Log a finished case, and note it."""
     record.done(case_id, report)
-    watch.close()
+    progress.close()
     log.info(
         "%s: %d slices in %s, %s voxels changed inside the %smask, %s outside, written to %s",
         case_id,
@@ -120,9 +120,9 @@ def report_done(case_id: str, target: Path, report: dict[str, Any], record: Reco
     )
 
 
-def report_failed(case_id: str, error: CaseError, record: Record, watch: Watch) -> None:
+def report_failed(case_id: str, error: CaseError, record: Record, progress: ProgressBar) -> None:
     """Note a case that failed."""
-    watch.close()
+    progress.close()
     record.fail(case_id, error)
 
 
@@ -146,7 +146,7 @@ def _start(jobs: dict[Path, Case], record: Record, existing: Existing) -> dict[P
     return {target: case for target, case in jobs.items() if target not in kept}
 
 
-def _fill(filler: Filler, jobs: dict[Path, Case], options: Options, record: Record, watch: Watch) -> None:
+def _fill(filler: Filler, jobs: dict[Path, Case], options: Options, record: Record, progress: ProgressBar) -> None:
     """Fill cases in this process: one is read and one written while another is sampled."""
     targets = {case.id: target for target, case in jobs.items()}
     keep = options.report_path is not None
@@ -158,12 +158,12 @@ def _fill(filler: Filler, jobs: dict[Path, Case], options: Options, record: Reco
             try:
                 report = _write(filler, stack, target, options)
             except CaseError as error:
-                report_failed(stack.scan.id, error, record, watch)
+                report_failed(stack.scan.id, error, record, progress)
             else:
-                report_done(stack.scan.id, target, report, record, watch)
+                report_done(stack.scan.id, target, report, record, progress)
 
-        scans = _prepared(filler, list(jobs.values()), record, watch)
-        for stack in filler.fill(scans, seed=options.seed, keep=keep, progress=watch):
+        scans = _prepared(filler, list(jobs.values()), record, progress)
+        for stack in filler.fill(scans, seed=options.seed, keep=keep, progress=progress):
             while writing:  # one at a time: scans that wait take memory
                 writing.popleft().result()
             writing.append(writer.submit(deliver, stack))
@@ -171,13 +171,13 @@ def _fill(filler: Filler, jobs: dict[Path, Case], options: Options, record: Reco
             last.result()
 
 
-def _prepared(filler: Filler, found: list[Case], record: Record, watch: Watch) -> Iterator[Scan]:
+def _prepared(filler: Filler, found: list[Case], record: Record, progress: ProgressBar) -> Iterator[Scan]:
     """Yield the scans that can be read; the next one is read meanwhile."""
     for case, prepared in zip(found, prefetch(lambda case: _prepare(filler, case), found), strict=True):
         try:
             yield prepared.result()
         except CaseError as error:
-            report_failed(case.id, error, record, watch)
+            report_failed(case.id, error, record, progress)
 
 
 def _prepare(filler: Filler, case: Case) -> Scan:

@@ -10,7 +10,7 @@ import numpy as np
 
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack
-from brats_inpainting.progress import Watch
+from brats_inpainting.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Filler(Protocol):
         """Return what else the record of a run tells: device, threads."""
 
     def fill(
-        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: Watch | None = None
+        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: ProgressBar | None = None
     ) -> Iterator[Stack]:
         """Yield the work of each scan when it can be finished.
 

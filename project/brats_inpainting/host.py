@@ -1,4 +1,4 @@
-"""CPUs of this process, and warnings muted in one thread at a time."""
+"""The number of available CPUs, and thread-safe muting of warnings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _muting = threading.Lock()
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Ignore warnings, in one thread at a time: Python has one list of what is ignored for all of them."""
+    """Ignore warnings. Takes a lock, because Python's warning filters are shared by all threads."""
     with _muting, warnings.catch_warnings(action="ignore"):
         yield
 
 
 def cpus() -> int:
-    """Return how many CPUs this process may use."""
+    """Return the number of CPUs available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -31,7 +31,7 @@ from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.errors import CaseError
 from brats_inpainting.filler import Filled
 from brats_inpainting.plan import Plan, threads_per_batch
-from brats_inpainting.progress import Watch
+from brats_inpainting.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Inpainter:
         return Inpainting(results[0], results[1] if results[1:] else None, timings)
 
     def fill(
-        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: Watch | None = None
+        self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: ProgressBar | None = None
     ) -> Iterator[Stack]:
         """Sample all windows of all scans, in batches across scans, and yield each scan's when they are complete.
 
@@ -143,7 +143,7 @@ class Inpainter:
             keep: keep every single sample of a scan, too.
             progress: is told the network passes of each scan, and each pass as it begins.
         """
-        progress = progress or Watch(0, quiet=True)
+        progress = progress or ProgressBar(0, quiet=True)
         complete: deque[Stack] = deque()
 
         def tasks() -> Iterator[Task]:
@@ -204,8 +204,8 @@ class Inpainter:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Return the name of the weights, and the plan."""
-        return {"weights": str(self.weights)} | self.plan.facts()
+        """Return a description of the weights with their hash, and the plan."""
+        return {"weights": f"{self.weights}, SHA-256 {self.weights.sha256}"} | self.plan.facts()
 
     def _undo(self, scan: Scan, stacked_SHW: np.ndarray) -> np.ndarray:
         """Smooth a filled frame and put it into the scan."""
@@ -214,7 +214,7 @@ class Inpainter:
         inside_SHW = np.where(scan.mask_SHW, stacked_SHW, scan.image_SHW)
         return scan.inside(volume.smooth(inside_SHW, self.sampling.smoothing))
 
-    def _open(self, stack: Stack, progress: Watch) -> None:
+    def _open(self, stack: Stack, progress: ProgressBar) -> None:
         """Count the work of a scan; of the first one, log how long it takes."""
         if not progress.known:
             batch.log_estimate(stack, self.weights, self.sampling, self.plan)

@@ -1,6 +1,6 @@
-"""How much memory is free, in a container too, and how many slices, or voxels of a box, fit into it.
+"""Free memory, cgroup limits included, and the batch sizes and boxes that fit into it.
 
-On a CPU running out of memory cannot be caught.
+Running out of memory on a CPU cannot be caught, so it is avoided by planning.
 """
 
 from __future__ import annotations
@@ -15,94 +15,94 @@ import torch
 from brats_inpainting.config import FRAME, UNetConfig
 from brats_inpainting.errors import ConfigError
 
-# Peak of a float32 pass over slices of 224 × 224, in feature maps of the network's width, where freed memory is kept:
-# the paper's takes at most 347 MB a slice (13.5 maps), small-2 at most 76 MB (11.9 maps): docs/reliability.md.
+# Peak memory of a float32 pass over slices of 224 × 224, in feature maps of the network's width. Measured: 13.5 maps
+# (347 MB per slice) for the paper's network, 11.9 maps (76 MB) for small-2, see docs/reliability.md.
 MAPS = 16
-BOX_MAPS = 20  # likewise of a pass over a box, in maps of its first level: volume-1 takes at most 18.3
-SHARE = 0.5  # of what is free; the rest is for those who share the machine
-BESIDE = {2: 430 * 2**20, 3: 500 * 2**20}  # bytes by dimensions: scans, what libraries take; from the start of a fill
-UNLIMITED = 2**60  # cgroup v1 writes a number beyond all memory where there is no limit
+BOX_MAPS = 20  # likewise for a box, in maps of the first level; measured: 18.3 for volume-1
+SHARE = 0.5  # of free memory; the rest is left to other processes
+OVERHEAD = {2: 430 * 2**20, 3: 500 * 2**20}  # bytes by dimensions: scans and libraries
+UNLIMITED = 2**60  # cgroup v1 reports a huge number for no limit
 
 
 def batch_size(unet: UNetConfig, most: int, limit: int | None = None) -> int:
-    """Return how many slices, 1 to ``most``, a network can take at a time in the memory that is free, or allowed."""
+    """Return the batch size, 1 to ``most`` slices, that fits into free memory and ``limit`` bytes."""
     available = min((size for size in (free(), limit) if size is not None), default=None)
     if available is None:
         return most
-    return max(1, min(most, int(SHARE * (available - BESIDE[2]) / (FRAME**2 * _voxel_bytes(unet)))))
+    return max(1, min(most, int(SHARE * (available - OVERHEAD[2]) / (FRAME**2 * _voxel_bytes(unet)))))
 
 
 def batches(unet: UNetConfig, size: int, most: int, limit: int | None = None) -> int:
-    """Return how many batches of so many slices, 1 to ``most``, fit likewise; 1 where nothing tells what is free."""
-    nothing_tells = free() is None and limit is None
-    return 1 if nothing_tells else max(1, batch_size(unet, size * most, limit) // size)
+    """Return how many batches of ``size`` slices, 1 to ``most``, fit likewise; 1 if free memory is unknown."""
+    unknown = free() is None and limit is None
+    return 1 if unknown else max(1, batch_size(unet, size * most, limit) // size)
 
 
 def most_voxels(unet: UNetConfig, device: torch.device, limit: int | None = None) -> int | None:
-    """Return how many voxels a box may have in the memory that is free, or allowed; ``None`` where nothing tells."""
+    """Return the largest number of voxels of a box that fits likewise; ``None`` if free memory is unknown."""
     available = (
         torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free() if device.type == "cpu" else None
     )
     known = [size for size in (available, limit if device.type == "cpu" else None) if size is not None]
-    beside = BESIDE[3] if device.type == "cpu" else 0
-    return max(0, int(SHARE * (min(known) - beside) / _voxel_bytes(unet))) if known else None
+    overhead = OVERHEAD[3] if device.type == "cpu" else 0
+    return max(0, int(SHARE * (min(known) - overhead) / _voxel_bytes(unet))) if known else None
 
 
-def short(unet: UNetConfig, voxels: int) -> bool:
-    """Tell whether what is free now is not enough for a pass over a window of so many voxels."""
+def too_little_for(unet: UNetConfig, voxels: int) -> bool:
+    """Return whether free memory is insufficient for a pass over a window of ``voxels`` voxels."""
     available = free()
     return available is not None and available < _needed(unet, voxels)
 
 
 def refuse_too_little(unet: UNetConfig, window: int) -> None:
-    """Refuse to begin on a CPU whose free memory is not enough for one window: the kernel would end the process.
+    """Raise an error if free memory is insufficient for one window: the kernel would kill the process.
 
     Args:
-        unet: the network, loaded already.
-        window: the least side of a window in voxels.
+        unet: the network, already in memory.
+        window: the smallest side of a window in voxels.
 
     Raises:
-        ConfigError: saying how much is needed, and how much is free.
+        ConfigError: with the needed and the free memory.
     """
     needed, available = _needed(unet, window**unet.dims), free()
     if available is not None and available < needed:
-        lighter = " or take --weights small-2, which needs less." if unet.dims == 3 else "."
+        lighter = " or use --weights small-2, which needs less." if unet.dims == 3 else "."
         raise ConfigError(
-            f"{available / 1e9:.2f} GB of memory are free, but a window of {window} voxels a side needs"
+            f"{available / 1e9:.2f} GB of memory are free, but a window with sides of {window} voxels needs"
             f" {needed / 1e9:.2f} GB\n  Give the process more (docker run --memory 4g){lighter}"
         )
 
 
 def _needed(unet: UNetConfig, voxels: int) -> float:
-    """Return the bytes of a float32 pass over a window of so many voxels, or pixels, with all that is beside it."""
-    return BESIDE[unet.dims] + voxels * _voxel_bytes(unet)
+    """Return the bytes of a float32 pass over a window, overhead included."""
+    return OVERHEAD[unet.dims] + voxels * _voxel_bytes(unet)
 
 
 def _voxel_bytes(unet: UNetConfig) -> float:
-    """Return the peak of a float32 pass for each voxel of its window, or pixel."""
+    """Return the peak bytes of a float32 pass per voxel (3D) or pixel (2D) of its window."""
     return (MAPS if unet.dims == 2 else BOX_MAPS) * 4 * unet.width / unet.patch**unet.dims
 
 
 def free(root: Path = Path("/")) -> int | None:
-    """Return the bytes that this process may still take: the system's, or what its cgroups leave, if that is less.
+    """Return the bytes available to this process: of the system or its cgroups, whichever is less.
 
-    ``root`` is where ``proc`` and ``sys`` lie. ``None`` where nothing tells, as on macOS.
+    ``root`` is the folder of ``proc`` and ``sys``. ``None`` if unknown, as on macOS.
     """
     system = re.search(r"MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"))
     found = [int(system[1]) * 1024] if system else []
-    return min(found + _headrooms(root), default=None)
+    return min(found + _free_in_cgroups(root), default=None)
 
 
 def peak() -> int:
-    """Return the largest resident memory that this process has had, in bytes, PyTorch included."""
+    """Return the peak resident memory of this process in bytes."""
     if own := re.search(r"VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status"))):
-        return int(own[1]) * 1024  # not inherited from the parent on Linux, as the other is
+        return int(own[1]) * 1024  # unlike ru_maxrss, not inherited from the parent
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _headrooms(root: Path) -> list[int]:
-    """Return what every memory cgroup above this process leaves; page cache that can be dropped counts as free."""
+def _free_in_cgroups(root: Path) -> list[int]:
+    """Return the free bytes of each memory cgroup of this process; reclaimable page cache counts as free."""
     left = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, own = line.split(":", 2)
@@ -110,7 +110,7 @@ def _headrooms(root: Path) -> list[int]:
             continue
         mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        group = Path(own.lstrip("/"))  # not there where a container sees its own cgroup as the root
+        group = Path(own.lstrip("/"))  # missing if a container sees its own cgroup as the root
         for folder in {mount / parent for parent in (group, *group.parents)}:
             limit, used = (_text(folder / name).strip() for name in names)
             if limit.isdigit() and used.isdigit() and int(limit) < UNLIMITED:
@@ -120,7 +120,7 @@ def _headrooms(root: Path) -> list[int]:
 
 
 def _text(path: Path) -> str:
-    """Return what a file of the kernel says, nothing where there is none."""
+    """Return a file's text, empty if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

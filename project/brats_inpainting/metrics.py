@@ -1,4 +1,4 @@
-"""The challenge's scores and ours, on arrays.
+"""The challenge's metrics, the stripe index and the boundary contrast, on arrays.
 
 Shapes: X Y Z a volume, N the voxels of a mask.
 """
@@ -18,12 +18,12 @@ from brats_inpainting import container
 from brats_inpainting.errors import CaseError
 
 PERCENTILES = (0.5, 99.5)
-SLICES = 16  # that SSIM is computed of at a time; it bounds the memory
-REACH = 5  # voxels that SSIM's 11 × 11 window sees to each side
+SLICES = 16  # per SSIM call, to bound memory
+REACH = 5  # voxels: radius of SSIM's 11 × 11 window
 
 
 class Scores(NamedTuple):
-    """The scores of one prediction, on intensities in [0, 1]."""
+    """Scores of one prediction, on intensities in [0, 1]."""
 
     ssim: float
     psnr: float
@@ -65,7 +65,7 @@ def score(prediction_XYZ: np.ndarray, truth_XYZ: np.ndarray, voided_XYZ: np.ndar
     pair_XYZ = [(volume.clamp(low, high) - low) / (high - low) for volume in pair_XYZ]
     prediction_N, truth_N = (volume[mask_XYZ] for volume in pair_XYZ)
     if truth_N.min() == truth_N.max():
-        raise CaseError("the truth is the same everywhere in the mask, so PSNR has no range: is it the right mask?")
+        raise CaseError("the truth is constant inside the mask, so PSNR is undefined\n  Check that the mask is right.")
     mse = (prediction_N - truth_N).square().mean()
     return Scores(
         ssim=_ssim(pair_XYZ, mask_XYZ),
@@ -79,23 +79,23 @@ def score(prediction_XYZ: np.ndarray, truth_XYZ: np.ndarray, voided_XYZ: np.ndar
 
 
 def can_score() -> bool:
-    """Tell whether torchmetrics is installed."""
+    """Return whether torchmetrics is installed."""
     return importlib.util.find_spec("torchmetrics") is not None
 
 
 def stripe_index(volume_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
-    """Measure how much a volume flickers from slice to slice inside a mask, relative to the tissue around it.
+    """Measure slice-to-slice differences inside a mask relative to the tissue around it.
 
     It is the mean of |I(z + 1) - I(z)| over the neighbours that both lie in the mask, divided by the same mean over a
     shell: the non-zero voxels outside the mask, no farther from it than its deepest voxel is from its surface.
 
     Args:
         volume_XYZ: the inpainted scan, background 0.
-        mask_XYZ: bool or {0, 1}, what was inpainted.
+        mask_XYZ: bool or {0, 1}, the inpainted region.
 
     Returns:
-        The ratio, to be read beside the truth's own: stripes raise it, blur lowers it. NaN if the mask or the shell
-        holds no two neighbours.
+        The ratio, to be compared with the truth's: stripes raise it, blur lowers it. NaN if the mask or the
+        shell has no two neighbours.
 
     Raises:
         CaseError: shapes differ, or the mask is empty.
@@ -113,7 +113,7 @@ def stripe_index(volume_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
 
 
 def boundary_contrast(filled_XYZ: np.ndarray, truth_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
-    """Measure how much an inpainted region stands out from its surroundings.
+    """Measure the contrast across the boundary of an inpainted region.
 
     It is the mean of |I(p) - I(q)| over all voxels p in the mask and their neighbours q in the tissue outside, divided
     by the same mean in the truth.
@@ -121,10 +121,10 @@ def boundary_contrast(filled_XYZ: np.ndarray, truth_XYZ: np.ndarray, mask_XYZ: n
     Args:
         filled_XYZ: the inpainted scan.
         truth_XYZ: the complete scan, background 0.
-        mask_XYZ: bool or {0, 1}, what was inpainted.
+        mask_XYZ: bool or {0, 1}, the inpainted region.
 
     Returns:
-        The ratio: 1 as in the truth, more where a seam can be seen. NaN if no tissue touches the mask.
+        The ratio: 1 as in the truth, more for a visible seam. NaN if no tissue touches the mask.
 
     Raises:
         CaseError: shapes differ, or the mask is empty.
@@ -150,7 +150,7 @@ def _jumps(volume_XYZ: Tensor, inside_XYZ: Tensor, outside_XYZ: Tensor) -> Tenso
 
 
 def _ssim(pair_XYZ: list[Tensor], mask_XYZ: Tensor) -> float:
-    """Average the structural similarity over the mask; sagittal slices are channels, so a few at a time will do."""
+    """Return the mean SSIM over the mask; sagittal slices are channels and are processed in chunks."""
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
@@ -172,21 +172,21 @@ def _psnr(prediction_N: Tensor, truth_N: Tensor, low: float, high: float) -> flo
 
 
 def _checked(mask_XYZ: np.ndarray, *volumes_XYZ: np.ndarray) -> Tensor:
-    """Return the mask as a bool tensor, if it is not empty and all lie on its grid."""
+    """Return the mask as a bool tensor; raise CaseError if it is empty or the shapes differ."""
     for volume_XYZ in volumes_XYZ:
         if volume_XYZ.shape != mask_XYZ.shape:
-            raise CaseError(f"a volume of {volume_XYZ.shape} voxels cannot be scored in a mask of {mask_XYZ.shape}")
+            raise CaseError(f"a volume of {volume_XYZ.shape} voxels does not match the mask of {mask_XYZ.shape}")
     if not mask_XYZ.any():
         raise CaseError("the mask is empty, there is nothing to score")
     return torch.tensor(np.ascontiguousarray(mask_XYZ, bool))
 
 
 def _box(mask_XYZ: Tensor, margin: int) -> tuple[slice, ...]:
-    """Return the mask's bounding box, wider by a margin in voxels where the volume allows it."""
+    """Return the mask's bounding box, extended by a margin in voxels within the volume."""
     box = ndimage.find_objects(mask_XYZ.to(torch.uint8).numpy())[0]
     return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in box)
 
 
 def _tensor(volume_XYZ: np.ndarray) -> Tensor:
-    """Copy a volume of any type into a float64 tensor: in float32, the SSIM of smooth tissue is off by 1e-5."""
+    """Copy a volume into a float64 tensor: in float32 the SSIM of smooth tissue is off by 1e-5."""
     return torch.tensor(np.ascontiguousarray(volume_XYZ, np.float64))

@@ -1,4 +1,4 @@
-"""Parameters files: our own names, and guided-diffusion's, as the paper's submission ships them."""
+"""Parameters files with this package's option names, or guided-diffusion's as in the paper's submission."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Respacing = Annotated[
 
 
 class _File(SamplingConfig):
-    """Every key that a file may have; a ``Literal`` of one value is what our network cannot be told otherwise."""
+    """All accepted keys; a ``Literal`` with one value is an unsupported option of guided-diffusion."""
 
     preset: Annotated[str, Field(pattern=f"^({'|'.join(PRESETS)})$")] | None = None
     seed: NonNegativeInt | None = None
@@ -70,10 +70,10 @@ class _File(SamplingConfig):
 
 @dataclass
 class Parameters:
-    """What a parameters file asks for; ``None`` and empty where it says nothing.
+    """The settings of a parameters file; ``None`` or empty if not set.
 
-    ``all_steps`` is the length of guided-diffusion's chain where its names ask for every step of it, and nothing in the
-    file for anything else: the paper's procedure.
+    ``all_steps`` is the number of diffusion steps if the file requests the full chain by guided-diffusion's names and
+    sets no preset, sampler or steps: the paper's procedure.
     """
 
     preset: str | None = None
@@ -86,21 +86,21 @@ class Parameters:
     diffusion: DiffusionConfig | None = None
 
     def __str__(self) -> str:
-        """List what was said, and nothing else."""
-        said = {name: value for name, value in vars(self).items() if value not in (None, {})}
-        return "; ".join(f"{name} {value}" for name, value in said.items()) or "it sets nothing"
+        """List the settings of the file."""
+        given = {name: value for name, value in vars(self).items() if value not in (None, {})}
+        return "; ".join(f"{name} {value}" for name, value in given.items()) or "no settings"
 
 
 def read(path: Path) -> Parameters:
-    """Read a parameters file; an empty one means defaults.
+    """Read a parameters file; an empty file gives the defaults.
 
     Raises:
-        ConfigError: naming the key and the line that cannot be used.
+        ConfigError: naming the unusable keys and their lines.
     """
     values, lines = _load(path)
     unknown = values.keys() - _File.model_fields.keys() - IGNORED
     if unknown and unknown <= TrainConfig.model_fields.keys():
-        raise ConfigError(f"{path}: a training recipe ({', '.join(sorted(unknown))})\n  Give it to the command train.")
+        raise ConfigError(f"{path}: a training recipe ({', '.join(sorted(unknown))})\n  Use it with the command train.")
     try:
         return _translated(_File.model_validate({k: v for k, v in values.items() if k not in IGNORED}))
     except ValidationError as error:
@@ -108,10 +108,10 @@ def read(path: Path) -> Parameters:
 
 
 def read_recipe(path: Path) -> TrainConfig:
-    """Read a training recipe; an empty file means the paper's.
+    """Read a training recipe; an empty file gives the paper's.
 
     Raises:
-        ConfigError: naming the keys and the lines that cannot be used.
+        ConfigError: naming the unusable keys and their lines.
     """
     values, lines = _load(path)
     try:
@@ -122,28 +122,27 @@ def read_recipe(path: Path) -> TrainConfig:
 
 
 def _refusal(path: Path, lines: dict[str, int], error: ValidationError, known: set[str]) -> ConfigError:
-    """Say of every value that cannot be used where it stands and why, and of an unknown key what may be meant."""
-    said = []
+    """Return the error that lists each unusable value with line and reason, and a suggestion for unknown keys."""
+    messages = []
     for problem in error.errors():
-        names = [part for part in problem["loc"] if isinstance(part, str)] or [
-            "heads"
-        ]  # the one check that joins two fields
+        # the check of heads against width has no location
+        names = [part for part in problem["loc"] if isinstance(part, str)] or ["heads"]
         key = TRANSLATED.get(names[0], names[0])
         why = f"{reprlib.repr(problem['input'])}: {problem['msg']}"
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(names[-1], known, 1)
             why = f"unknown key\n  {f'Did you mean {near[0]}?' if near else 'Remove it.'}"
-        fields = ".".join([key, *filter(str.isidentifier, names[1:])])  # without the types that a value may have
-        said.append(f"{path}, line {lines.get(key, 1)}: {fields}: {why}")
-    return ConfigError("\n".join(said))
+        fields = ".".join([key, *filter(str.isidentifier, names[1:])])  # without pydantic's names of union members
+        messages.append(f"{path}, line {lines.get(key, 1)}: {fields}: {why}")
+    return ConfigError("\n".join(messages))
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the values, and the line that each key stands on."""
+    """Return the values and the line number of each key."""
     node, read_value = _node(path), SafeConstructor().construct_object
     try:
         values = {str(key.value): _cleaned(read_value(value, deep=True)) for key, value in node.value}
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # of odd dates and numbers
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # odd dates and numbers
         raise ConfigError(f"{path}: holds a value that cannot be read\n  {error}") from error
     return values, {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
 
@@ -154,11 +153,11 @@ def _node(path: Path) -> yaml.MappingNode:
         refers_back = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
         node = yaml.compose(text, yaml.SafeLoader) or yaml.MappingNode("", [])
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML\n  {error}\n  Mend it there: one key: value a line.") from error
+        raise ConfigError(f"{path}: not YAML\n  {error}\n  Write one key: value per line.") from error
     if refers_back:
-        raise ConfigError(f"{path}: refers back with *, a few lines of which can fill a memory\n  Write values out.")
+        raise ConfigError(f"{path}: contains YAML aliases (*), which are not allowed\n  Write the values out.")
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path}: not a list of keys and values\n  Write one key: value a line.")
+        raise ConfigError(f"{path}: not a list of keys and values\n  Write one key: value per line.")
     return node
 
 
@@ -166,14 +165,14 @@ def _text(path: Path) -> str:
     try:
         if path.is_file() and path.stat().st_size <= MAX_BYTES:
             return path.read_text(encoding="utf-8")
-        problem = f"no file, or one of more than {MAX_BYTES:,} bytes"
+        problem = f"not a file, or more than {MAX_BYTES:,} bytes"
     except (OSError, UnicodeDecodeError) as error:
         problem = str(error)
     raise ConfigError(f"{path}: cannot be read ({problem})\n  Give the path of a YAML file.")
 
 
 def _cleaned(value: Any) -> Any:
-    """Undo the trailing comma of ``True,``, which makes a string of it."""
+    """Convert ``True,`` and ``False,`` (a trailing comma makes them strings) to bool."""
     if isinstance(value, str) and value.rstrip(" ,") in ("True", "False"):
         return value.startswith("True")
     return value
@@ -195,7 +194,7 @@ def _translated(file: _File) -> Parameters:
 
 
 def _unet(file: _File) -> UNetConfig:
-    """Translate guided-diffusion's network keys; what is not said is the paper's."""
+    """Translate guided-diffusion's network keys; missing ones default to the paper's."""
     return UNetConfig(
         width=file.num_channels,
         multipliers=file.channel_mult or MULTIPLIERS.get(file.image_size, ()),
@@ -211,7 +210,7 @@ def _diffusion(file: _File) -> DiffusionConfig:
 
 
 def _respaced(file: _File) -> dict[str, Any]:
-    """Translate ``timestep_respacing``, ``use_ddim`` and ``num_ensemble``, where the file has them."""
+    """Translate ``timestep_respacing``, ``use_ddim`` and ``num_ensemble``."""
     sampling: dict[str, Any] = {}
     if file.timestep_respacing or file.use_ddim:
         ddim = file.use_ddim or file.timestep_respacing.startswith("ddim")

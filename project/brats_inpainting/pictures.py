@@ -1,4 +1,4 @@
-"""Pictures of filled brains and of training, for papers and at a glance; the page for the browser is report.py's.
+"""PNG figures of filled scans and training curves; report.py writes the HTML report.
 
 Shapes: X Y Z a volume in LPS; R C the rows and columns of a picture.
 """
@@ -17,13 +17,13 @@ from scipy import ndimage
 from brats_inpainting import container
 from brats_inpainting.errors import ConfigError
 
-PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of an LPS array that the plane stands across
-WHITE = 99.5  # percentile of the tissue that is drawn white
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the plane's normal axis in an LPS array
+WHITE = 99.5  # percentile of tissue intensities displayed as white
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A plane of a brain: which one, and the rectangle of it that holds the brain."""
+    """A slice of a volume, cropped to the brain."""
 
     name: str
     index: int
@@ -31,7 +31,7 @@ class Plane:
 
     @classmethod
     def through(cls, mask_XYZ: np.ndarray, brain_XYZ: np.ndarray, name: str, index: int | None = None) -> Plane:
-        """Take the plane where the mask is largest, unless an index is given.
+        """Return the plane with a given index, by default where the mask is largest.
 
         Raises:
             ConfigError: when the index lies outside the volume.
@@ -46,18 +46,18 @@ class Plane:
 
     @property
     def left(self) -> str:
-        """What lies on the left of the picture: R, the brain's right, or A, its front."""
+        """Label of the left side: R (the brain's right) or A (anterior)."""
         return "A" if self.name == "sagittal" else "R"
 
     def cut(self, volume_XYZ: np.ndarray) -> np.ndarray:
-        """Return the plane, R × C, anterior or superior up, the brain's left on the right."""
+        """Return the cropped slice, R × C, anterior or superior up, the brain's left on the right."""
         axis = PLANES[self.name]
         cut = volume_XYZ[tuple(self.index if i == axis else side for i, side in enumerate(self.box))]
         return cut.T if self.name == "axial" else cut.T[::-1]
 
 
 def white(volume_XYZ: np.ndarray) -> float:
-    """Return the intensity that is drawn white."""
+    """Return the intensity displayed as white."""
     tissue = volume_XYZ[volume_XYZ > 0]
     return float(np.percentile(tissue, WHITE)) if tissue.size else 1.0
 
@@ -68,10 +68,10 @@ def mosaic(
     """Write a PNG: one row per plane, one column per volume.
 
     Args:
-        rows: label, plane, name → volume (X × Y × Z, LPS, the same intensities; the last one sets the grey levels), and
-            the mask, which is outlined in the first volume.
-        path: the PNG to write.
-        title: the line above everything.
+        rows: label, plane, name → volume (X × Y × Z, LPS, same intensities; the last one sets the grey levels), and
+            the mask, outlined in the first volume.
+        path: PNG file to write.
+        title: of the figure.
     """
     columns = max(len(views) for _, _, views, _ in rows)
     drawing = figure((3 * columns, 3.2 * len(rows)), facecolor="black", layout="constrained")
@@ -91,18 +91,18 @@ def mosaic(
 
 
 def three_planes(views: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, path: Path, *, title: str) -> None:
-    """Write a mosaic of the three planes where the mask is largest."""
+    """Write a mosaic of the axial, coronal and sagittal planes with the largest mask area."""
     brain_XYZ = list(views.values())[-1] > 0
     planes = [Plane.through(mask_XYZ, brain_XYZ, name) for name in reversed(PLANES)]
     mosaic([(f", {plane.name}", plane, views, mask_XYZ) for plane in planes], path, title=title)
 
 
 def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write a PNG of a training run: losses on the left, validation scores on the right, against the step.
+    """Plot a training run as PNG: losses on the left, validation scores on the right, by step.
 
     Args:
-        rows: what metrics.jsonl holds, each with its ``step``.
-        path: the PNG to write.
+        rows: the entries of metrics.jsonl, each with its ``step``.
+        path: PNG file to write.
     """
     drawing = figure((11, 4), layout="constrained")
     left, right = drawing.subplots(1, 2)
@@ -120,12 +120,12 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def can_draw() -> bool:
-    """Tell whether matplotlib is installed."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def figure(size: tuple[float, float], **settings: Any) -> Any:
-    """Return an empty figure of so many inches.
+    """Return an empty matplotlib figure; size in inches.
 
     Raises:
         ConfigError: when matplotlib is not installed.

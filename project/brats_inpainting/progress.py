@@ -1,4 +1,4 @@
-"""How far a run has come, and how long it will still take: a bar on a terminal, plain lines elsewhere."""
+"""Progress and remaining time of a run: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)  # the bar's and the log's
+console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)  # shared by bar and log
 LINE_EVERY = 30.0  # seconds between plain lines
 
 
-class Watch:
-    """Progress over cases × windows × steps, on stderr; the total is learned as the cases are opened."""
+class ProgressBar:
+    """Progress over cases × windows × steps, on stderr; the total is extrapolated from the cases opened so far."""
 
     def __init__(self, cases: int, *, quiet: bool = False) -> None:
-        """Expect ``cases`` cases; say nothing if ``quiet``."""
+        """Prepare for a number of cases; print nothing if ``quiet``."""
         self.cases, self.opened, self.closed = cases, 0, 0
         self.known = self.done = 0
         self.started = self.last_line = time.monotonic()
@@ -48,17 +48,17 @@ class Watch:
             self.bar.stop()
 
     def open(self, passes: int) -> None:
-        """Count a case that needs ``passes`` slice-passes of the network."""
+        """Add a case that needs a number of network passes."""
         self.opened += 1
         self.known += passes
 
     def close(self) -> None:
-        """Count a case that is finished, or has failed."""
+        """Count a finished or failed case."""
         self.closed += 1
         self.opened = max(self.opened, self.closed)
 
     def advance(self, passes: int) -> None:
-        """Count slice-passes, and show where the run stands."""
+        """Count network passes and update the display."""
         self.done += passes
         total = self.known * self.cases / max(1, self.opened)
         fraction = self.done / max(1, total)
@@ -74,7 +74,7 @@ class Watch:
 
 
 def duration(seconds: float) -> str:
-    """Write a time for people: 42 s, 3 min 10 s, 2 h 05 min."""
+    """Format a duration: 42 s, 3 min 10 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""One self-contained page about a run: what was filled, case by case, the worst first. No network, opens from disk.
+"""The HTML report: one self-contained file, all cases, the worst first.
 
 Shapes: X Y Z a volume in LPS; R C rows and columns of a picture.
 """
@@ -21,31 +21,31 @@ import numpy as np
 from scipy import ndimage
 
 from brats_inpainting import container, record
-from brats_inpainting.evaluate import Exam, Row
+from brats_inpainting.evaluate import CaseVolumes, ScoreRow
 from brats_inpainting.files import atomic_write
 from brats_inpainting.host import muted
 from brats_inpainting.pictures import PLANES, Plane, white
 from brats_inpainting.tables import Grid, known_metrics
 
 PAGE = "report.html"
-MARGIN = 5  # voxels around the mask that are compared with its inside
+MARGIN = 5  # voxels: width of the region around the mask
 AROUND, REST = "around the mask", "rest of the tissue"
-STYLES = {"truth": "truth", AROUND: "rest", REST: "rest"}  # of the lines in charts; models have colours
+STYLES = {"truth": "truth", AROUND: "rest", REST: "rest"}  # CSS classes of lines in charts; models have colours
 BINS = np.linspace(0, 1.2, 49)  # of the histogram, in shares of white
-UNCERTAINTY, DIFFERENCE = "inferno", "berlin"  # matplotlib's colormaps: black is none, blue is darker, red brighter
+UNCERTAINTY, DIFFERENCE = "inferno", "berlin"  # colormaps: black is 0; blue is darker, red brighter
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class Picture(NamedTuple):
-    """A view of a plane: its name, an image as a data URI, and what can be seen in it, in words."""
+    """An image of a plane: the view's name, the image as a data URI, and its alternative text."""
 
     view: str
     image: str
-    words: str
+    alt: str
 
 
-class Shown(NamedTuple):
-    """A plane of a case: caption, what is on its left, a picture per view, the mask's outline, its ends in per cent."""
+class PlaneView(NamedTuple):
+    """A plane of a case: its pictures, the mask's outline, and the mask's left and right ends in per cent."""
 
     caption: str
     left: str
@@ -56,7 +56,7 @@ class Shown(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line of a chart: its name, its style, and its points in per cent of the chart."""
+    """A line of a chart: name, CSS class, and points in per cent of the chart."""
 
     name: str
     style: str
@@ -64,10 +64,10 @@ class Curve(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A small line chart: title, what goes across, the ends of both axes, and its lines."""
+    """A line chart: title, label of the x axis, ends of both axes, and lines."""
 
     title: str
-    across: str
+    xlabel: str
     first: str
     last: str
     lowest: str
@@ -77,29 +77,29 @@ class Chart(NamedTuple):
 
 @dataclass
 class Section:
-    """All that the page says of a case."""
+    """The section of one case."""
 
     id: str
-    rows: list[Row]
-    planes: list[Shown] = field(default_factory=list)
+    rows: list[ScoreRow]
+    planes: list[PlaneView] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     viewer: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Page:
-    """The page of a run; ``look`` is told each case, ``write`` puts them together."""
+class Report:
+    """An HTML report: call ``add`` for each case, then ``write``."""
 
     def __init__(self, folder: Path, *, images: bool = True, viewer: bool = False) -> None:
-        """Make a page in ``folder``.
+        """Prepare a report in ``folder``.
 
         Args:
-            folder: receives report.html; if it holds the run.json of ``infer``, its settings are shown.
-            images: show pictures of the brains; without, numbers and charts only.
-            viewer: embed the volumes, for an interactive view of each case (nilearn's).
+            folder: receives report.html; the settings of infer's ``run.json`` there are included.
+            images: include images of the brains.
+            viewer: embed an interactive viewer (nilearn) of each case.
 
         Raises:
-            ConfigError: when what the page needs is not installed.
+            ConfigError: when a needed package is not installed.
         """
         if missing := [name for name in ("jinja2", "matplotlib", "PIL") if not importlib.util.find_spec(name)]:
             raise container.missing(f"the report needs {' and '.join(missing)}", "report")
@@ -107,25 +107,25 @@ class Page:
             raise container.missing("the viewer needs nilearn", "example")
         self.folder, self.images, self.viewer = folder, images, viewer and images
         self.sections: dict[str, Section] = {}
-        self.one_at_a_time = Lock()
+        self.viewer_lock = Lock()
 
-    def look(self, exam: Exam, rows: list[Row]) -> None:
-        """Take in a case while its volumes are in memory."""
-        section = Section(exam.id, rows, charts=_charts(exam), facts=exam.facts)
+    def add(self, volumes: CaseVolumes, rows: list[ScoreRow]) -> None:
+        """Add the section of a case; thread-safe."""
+        section = Section(volumes.id, rows, charts=_charts(volumes), facts=volumes.facts)
         if self.images:
-            section.planes = [_plane(exam, name) for name in reversed(PLANES)]
+            section.planes = [_plane(volumes, name) for name in reversed(PLANES)]
         if self.viewer:
-            with self.one_at_a_time:
-                section.viewer = _viewer(exam)
-        self.sections[exam.id] = section
+            with self.viewer_lock:
+                section.viewer = _viewer(volumes)
+        self.sections[volumes.id] = section
 
     def write(self, grids: Sequence[Grid], failed: dict[str, str], hidden: Iterable[Path] = ()) -> Path:
-        """Write the page.
+        """Write report.html and return its path.
 
         Args:
             grids: the tables of all cases.
-            failed: which cases could not be filled or looked at, and why.
-            hidden: folders that must not be told where a reason names them.
+            failed: id → reason, of cases that could not be filled or read.
+            hidden: folders whose paths are removed from the reasons.
         """
         from jinja2 import Environment, PackageLoader
 
@@ -152,44 +152,44 @@ class Page:
 
 
 def _worst_first(section: Section) -> tuple[float, float, str]:
-    """Order by the first model's SSIM, the lowest first; where no truth is known, by stripes, the strongest first."""
+    """Sort key: the first model's SSIM, ascending; without ground truth, its stripe index, descending."""
     row = section.rows[0]
     return (row.ssim, 0.0, section.id) if np.isfinite(row.ssim) else (1.0, -row.stripe_index, section.id)
 
 
-def _plane(exam: Exam, name: str) -> Shown:
-    reference_XYZ = exam.voided_XYZ if exam.truth_XYZ is None else exam.truth_XYZ
-    plane, level = Plane.through(exam.scored_XYZ, exam.voided_XYZ != 0, name), white(reference_XYZ)
-    known = {"voided": exam.voided_XYZ, **exam.filled}
+def _plane(volumes: CaseVolumes, name: str) -> PlaneView:
+    reference_XYZ = volumes.voided_XYZ if volumes.truth_XYZ is None else volumes.truth_XYZ
+    plane, level = Plane.through(volumes.scored_XYZ, volumes.voided_XYZ != 0, name), white(reference_XYZ)
+    known = {"voided": volumes.voided_XYZ, **volumes.filled}
     greys = {view: plane.cut(volume_XYZ) / level for view, volume_XYZ in known.items()}
     images = {view: np.repeat(grey_RC[..., None].clip(0, 1), 3, axis=2) for view, grey_RC in greys.items()}
-    scored_RC, mask_RC = plane.cut(exam.scored_XYZ), plane.cut(exam.mask_XYZ)
-    if exam.truth_XYZ is not None:
-        for model in exam.fills:
+    scored_RC, mask_RC = plane.cut(volumes.scored_XYZ), plane.cut(volumes.mask_XYZ)
+    if volumes.truth_XYZ is not None:
+        for model in volumes.fills:
             off_RC = np.clip(greys[model] - greys["truth"], -0.5, 0.5) + 0.5
-            view = f"{model} − truth" if len(exam.fills) > 1 else "difference from the truth"
+            view = f"{model} − truth" if len(volumes.fills) > 1 else "difference from the truth"
             images[view] = np.where(scored_RC[..., None], _coloured(off_RC, DIFFERENCE), images["truth"] * 0.5)
-    if exam.std_XYZ is not None:
-        std_RC = np.clip(plane.cut(exam.std_XYZ) / level / 0.1, 0, 1)
+    if volumes.std_XYZ is not None:
+        std_RC = np.clip(plane.cut(volumes.std_XYZ) / level / 0.1, 0, 1)
         images["uncertainty"] = np.where(mask_RC[..., None], _coloured(std_RC, UNCERTAINTY), images["voided"] * 0.5)
     where = f"{name}, slice {plane.index}"
-    pictures = [Picture(view, _data(image), f"{exam.id}: {view}, {where}") for view, image in images.items()]
+    pictures = [Picture(view, _data(image), f"{volumes.id}: {view}, {where}") for view, image in images.items()]
     edge_RC = mask_RC & ~ndimage.binary_erosion(mask_RC)
     outline = np.dstack([np.broadcast_to(np.array([1.0, 0.69, 0.0]), (*edge_RC.shape, 3)), edge_RC])
     columns = np.flatnonzero(scored_RC.any(axis=0)) if scored_RC.any() else np.array([0, scored_RC.shape[1]])
     low, high = (100 * column / scored_RC.shape[1] for column in (columns[0] - 3, columns[-1] + 4))
-    return Shown(where, plane.left, pictures, _data(outline), max(0.0, low), min(100.0, high))
+    return PlaneView(where, plane.left, pictures, _data(outline), max(0.0, low), min(100.0, high))
 
 
 def _coloured(share_RC: np.ndarray, colormap: str) -> np.ndarray:
-    """Map 0 … 1 to the colours of a colormap: R × C × 3 in [0, 1]."""
+    """Apply a colormap to values in [0, 1]: R × C × 3 in [0, 1]."""
     from matplotlib import colormaps
 
     return colormaps[colormap](share_RC)[..., :3]
 
 
 def _data(image_RCc: np.ndarray) -> str:
-    """Encode an image, values in [0, 1], without loss."""
+    """Encode an image with values in [0, 1] as a lossless WebP data URI."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -197,19 +197,19 @@ def _data(image_RCc: np.ndarray) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _charts(exam: Exam) -> list[Chart]:
-    """Draw the mean intensity along z, inside the mask and around it, and the histograms of both."""
-    mask_XYZ = exam.scored_XYZ
+def _charts(volumes: CaseVolumes) -> list[Chart]:
+    """Return charts of the mean intensity along z and of histograms, inside and around the mask."""
+    mask_XYZ = volumes.scored_XYZ
     if not mask_XYZ.any():
         return []
-    level = white(exam.voided_XYZ if exam.truth_XYZ is None else exam.truth_XYZ)
-    tissue_XYZ = (exam.voided_XYZ != 0) & ~exam.mask_XYZ
+    level = white(volumes.voided_XYZ if volumes.truth_XYZ is None else volumes.truth_XYZ)
+    tissue_XYZ = (volumes.voided_XYZ != 0) & ~volumes.mask_XYZ
     around_XYZ = tissue_XYZ & _grown(mask_XYZ)
     planes = np.flatnonzero(mask_XYZ.any(axis=(0, 1)))
-    profiles = {name: _profile(volume_XYZ, mask_XYZ, planes) / level for name, volume_XYZ in exam.filled.items()}
-    profiles[AROUND] = _profile(exam.voided_XYZ, around_XYZ, planes) / level
-    shares = {name: _shares(volume_XYZ[mask_XYZ] / level) for name, volume_XYZ in exam.filled.items()}
-    shares[REST] = _shares(exam.voided_XYZ[tissue_XYZ] / level)
+    profiles = {name: _profile(volume_XYZ, mask_XYZ, planes) / level for name, volume_XYZ in volumes.filled.items()}
+    profiles[AROUND] = _profile(volumes.voided_XYZ, around_XYZ, planes) / level
+    shares = {name: _shares(volume_XYZ[mask_XYZ] / level) for name, volume_XYZ in volumes.filled.items()}
+    shares[REST] = _shares(volumes.voided_XYZ[tissue_XYZ] / level)
     return [
         _chart("Mean intensity, slice by slice", "slice", profiles, (planes[0], planes[-1])),
         _chart("Histogram", "intensity, share of white", shares, (BINS[0], BINS[-1]), top=1.5 * _highest(shares)),
@@ -217,7 +217,7 @@ def _charts(exam: Exam) -> list[Chart]:
 
 
 def _grown(mask_XYZ: np.ndarray) -> np.ndarray:
-    """Return the mask grown within its axial slices."""
+    """Return the mask dilated within axial slices."""
     box = tuple(
         slice(max(0, s.start - MARGIN), s.stop + MARGIN) for s in ndimage.find_objects(mask_XYZ.astype("u1"))[0]
     )
@@ -228,7 +228,7 @@ def _grown(mask_XYZ: np.ndarray) -> np.ndarray:
 
 
 def _profile(volume_XYZ: np.ndarray, region_XYZ: np.ndarray, planes: np.ndarray) -> np.ndarray:
-    """Return the mean in a region of each of some axial slices; NaN where the region does not reach."""
+    """Return the mean in a region for each axial slice in ``planes``; NaN for slices without the region."""
     count_Z = region_XYZ.sum(axis=(0, 1))[planes]
     sum_Z = np.where(region_XYZ, volume_XYZ, 0).sum(axis=(0, 1), dtype=float)[planes]
     return np.divide(sum_Z, count_Z, out=np.full(len(planes), np.nan), where=count_Z > 0)
@@ -240,12 +240,12 @@ def _shares(values: np.ndarray) -> np.ndarray:
 
 
 def _highest(shares: dict[str, np.ndarray]) -> float:
-    """Return the peak of real tissue; that of a constant fill would flatten all else."""
+    """Return the peak of real tissue; that of a constant fill would dominate the scale."""
     return max(float(values.max()) for name, values in shares.items() if name in STYLES)
 
 
 def _chart(
-    title: str, across: str, lines: dict[str, np.ndarray], ends: tuple[float, float], top: float = np.inf
+    title: str, xlabel: str, lines: dict[str, np.ndarray], ends: tuple[float, float], top: float = np.inf
 ) -> Chart:
     every = np.concatenate([values[np.isfinite(values)] for values in lines.values()])
     low, high = (float(every.min()), min(top, float(every.max()))) if every.size else (0.0, 1.0)
@@ -258,26 +258,26 @@ def _chart(
         curves.append(
             Curve(name, STYLES.get(name, f"model{number % 5}"), " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs))
         )
-    return Chart(title, across, f"{ends[0]:g}", f"{ends[1]:g}", f"{low:.2g}", f"{high:.2g}", curves)
+    return Chart(title, xlabel, f"{ends[0]:g}", f"{ends[1]:g}", f"{low:.2g}", f"{high:.2g}", curves)
 
 
-def _viewer(exam: Exam) -> str:
-    """Return nilearn's viewer of the first fill with the mask, a page of its own."""
+def _viewer(volumes: CaseVolumes) -> str:
+    """Return nilearn's viewer of the first fill with the mask, as an HTML document."""
     from nilearn.plotting import view_img
 
     filled, mask = (
         nib.nifti1.Nifti1Image(np.asarray(v, np.float32), LPS)
-        for v in (next(iter(exam.fills.values())), exam.scored_XYZ)
+        for v in (next(iter(volumes.fills.values())), volumes.scored_XYZ)
     )
-    with muted():  # numpy warns of nilearn
+    with muted():  # numpy warnings caused by nilearn
         view = view_img(
             mask, bg_img=filled, threshold=0.5, opacity=0.3, resampling_interpolation="nearest", colorbar=False
         )
-    return re.sub(r"<link[^>]*>", "", view.get_standalone())  # its icon would be asked of the network
+    return re.sub(r"<link[^>]*>", "", view.get_standalone())  # its icon would be fetched from the network
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings as one level, each with its group's name: there are steps of sampling and of diffusion."""
+    """Flatten nested settings, with the group's name as prefix."""
     return {
         name: value
         for group, given in settings.items()
@@ -288,7 +288,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without(folders: Iterable[Path], text: str) -> str:
-    """Drop folders from a text; names of files stay."""
+    """Remove folders from a text; file names stay."""
     for folder in sorted({str(form) for path in folders for form in (path, path.resolve())}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "").replace(folder, "its folder")
     return text

@@ -1,4 +1,4 @@
-"""Rows of scores → the tables of the paper (1 and 2): printed, as CSV, JSON, Markdown and LaTeX."""
+"""Tables of scores, as in the paper (tables 1 and 2): for the terminal, CSV, JSON, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
-from brats_inpainting.evaluate import Row
+from brats_inpainting.evaluate import ScoreRow
 from brats_inpainting.files import atomic_write
 
 
 class Metric(NamedTuple):
-    """How a column of numbers is called and written."""
+    """Title and number format of a column."""
 
     title: str
-    form: str
+    format: str
 
     def text(self, value: float) -> str:
-        """Write a number; an unknown one is a dash."""
-        return f"{value:{self.form}}" if math.isfinite(value) else "–" if math.isnan(value) else "∞"
+        """Format a number; NaN is a dash."""
+        return f"{value:{self.format}}" if math.isfinite(value) else "–" if math.isnan(value) else "∞"
 
 
 METRICS = {
@@ -55,7 +55,7 @@ PUBLISHED = {  # mean and standard deviation of SSIM, PSNR and MSE in the paper
 }
 
 
-# Not tabulate: it escapes no | in Markdown and no ±, ∞ or − in LaTeX, writes no caption, and benchmark needs no extra.
+# Not tabulate: it does not escape | in Markdown or ±, ∞ and − in LaTeX, has no captions, and would be a dependency.
 @dataclass(frozen=True)
 class Grid:
     """A table of text."""
@@ -66,7 +66,7 @@ class Grid:
     note: str = ""
 
     def rich(self) -> Table:
-        """Return it for the terminal."""
+        """Return the table for the terminal."""
         table = Table(*self.header, box=None, title=self.title, title_justify="left", caption=self.note or None)
         table.caption_justify = "left"
         table.columns[0].no_wrap = True
@@ -75,7 +75,7 @@ class Grid:
         return table
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
+        """Return the table as Markdown."""
         lines = [[cell.replace("|", r"\|") for cell in line] for line in (self.header, *self.body)]
         lines.insert(1, ["---"] * len(self.header))
         return "\n".join(
@@ -83,7 +83,7 @@ class Grid:
         ).strip()
 
     def latex(self) -> str:
-        """Return it as LaTeX, for the package booktabs."""
+        """Return the table as LaTeX with booktabs."""
         head, *body = (" & ".join(map(_escaped, line)) + r" \\" for line in (self.header, *self.body))
         return "\n".join(
             [
@@ -95,21 +95,21 @@ class Grid:
         )
 
 
-def known_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
-    """Return the columns in which any row has a finite number."""
+def known_metrics(rows: Sequence[ScoreRow]) -> dict[str, Metric]:
+    """Return the metrics that are finite in at least one row."""
     return {name: m for name, m in METRICS.items() if any(np.isfinite(getattr(row, name)) for row in rows)}
 
 
-def grids(rows: Sequence[Row], *, pooled: bool = False, published: bool = False) -> list[Grid]:
-    """Return the tables that belong to some rows.
+def grids(rows: Sequence[ScoreRow], *, pooled: bool = False, published: bool = False) -> list[Grid]:
+    """Return the tables of all scores.
 
     Args:
-        rows: scores, NaN where unknown.
-        pooled: add a line over the rows of all models, as the paper's tables do for its folds.
-        published: set the paper's figures beside them, marked as what they are: other data.
+        rows: scores, NaN if unknown.
+        pooled: add a summary over the rows of all models, as the paper does for its folds.
+        published: add the paper's scores, marked as being on other data.
 
     Returns:
-        Every case; of two or more cases also a summary by model, and paired differences (two or more models).
+        All cases; for two or more cases also a summary by model and, for two or more models, paired differences.
     """
     shown = known_metrics(rows)
     models = list(dict.fromkeys(row.model for row in rows))
@@ -129,7 +129,7 @@ def grids(rows: Sequence[Row], *, pooled: bool = False, published: bool = False)
 
 
 def _summary(
-    rows: Sequence[Row], models: Sequence[str], shown: dict[str, Metric], *, pooled: bool, published: bool
+    rows: Sequence[ScoreRow], models: Sequence[str], shown: dict[str, Metric], *, pooled: bool, published: bool
 ) -> Grid:
     groups = {model: [row for row in rows if row.model == model] for model in models}
     if pooled:
@@ -139,51 +139,51 @@ def _summary(
     for model, group in groups.items():
         known = {name: np.array([getattr(row, name) for row in group], float) for name in columns}
         known = {name: values[~np.isnan(values)] for name, values in known.items()}
-        means = (_spread(known[name], metric) for name, metric in columns.items())
+        means = (_mean_and_std(known[name], metric) for name, metric in columns.items())
         medians = (metric.text(np.median(known[name])) if known[name].size else "–" for name, metric in columns.items())
         body += [(model, str(len(group)), *means), (f"{model}, median", "", *medians)]
     if published:
         for name, pairs in PUBLISHED.items():
-            texts = (_mean_and_std(*pairs[n], metric) if n in pairs else "–" for n, metric in columns.items())
+            texts = (_plus_minus(*pairs[n], metric) if n in pairs else "–" for n, metric in columns.items())
             body.append((name, "", *texts))
-    note = "The paper's lines are other data, and cannot be compared case by case." if published else ""
+    note = "The paper's scores are on other data and cannot be compared case by case." if published else ""
     header = ("model", "cases", *(metric.title for metric in columns.values()))
     return Grid("Mean ± standard deviation; median", header, body, note)
 
 
-def _spread(values: np.ndarray, metric: Metric) -> str:
-    """Write mean and standard deviation of what is known; of a perfect fill's infinite PSNR there is none."""
+def _mean_and_std(values: np.ndarray, metric: Metric) -> str:
+    """Format mean and standard deviation; an infinite PSNR (perfect fill) has neither."""
     if not np.isfinite(values).all() or not values.size:
         return "∞" if values.size else "–"
-    return _mean_and_std(values.mean(), values.std(ddof=1), metric) if len(values) > 1 else metric.text(values[0])
+    return _plus_minus(values.mean(), values.std(ddof=1), metric) if len(values) > 1 else metric.text(values[0])
 
 
-def _mean_and_std(mean: float, std: float, metric: Metric) -> str:
+def _plus_minus(mean: float, std: float, metric: Metric) -> str:
     return f"{metric.text(mean)} ± {metric.text(std)}"
 
 
-def _paired(rows: Sequence[Row], models: Sequence[str]) -> Grid:
-    """Compare every model with the first one on the cases that both filled."""
+def _paired(rows: Sequence[ScoreRow], models: Sequence[str]) -> Grid:
+    """Compare every model with the first one, on the cases filled by both."""
     first, *others = ({row.case: row for row in rows if row.model == model} for model in models)
     body = []
     for model, theirs in zip(models[1:], others, strict=True):
         common = [case for case in first if case in theirs]
         for name in COMPARED:
             difference = np.array([getattr(theirs[c], name) - getattr(first[c], name) for c in common])
-            mean = f"{difference.mean():+{METRICS[name].form}}" if np.isfinite(difference).all() and common else "–"
+            mean = f"{difference.mean():+{METRICS[name].format}}" if np.isfinite(difference).all() and common else "–"
             body.append((model, METRICS[name].title, str(len(common)), mean, _p(difference)))
     note = "Positive: larger than that of the first model. Two-sided Wilcoxon signed-rank test, not corrected."
     return Grid(f"Paired differences from {models[0]}", ("model", "score", "cases", "mean difference", "p"), body, note)
 
 
 def _p(difference: np.ndarray) -> str:
-    """Return the p-value, which five cases or fewer can never bring below 0.05."""
+    """Return the p-value; it cannot be below 0.05 for five cases or fewer."""
     if len(difference) < 2 or not np.isfinite(difference).all() or not difference.any():
         return "–"
     return f"{stats.wilcoxon(difference).pvalue:.2g}"
 
 
-def write(rows: Sequence[Row], made: Sequence[Grid], folder: Path) -> None:
+def write(rows: Sequence[ScoreRow], made: Sequence[Grid], folder: Path) -> None:
     """Write scores.csv (every score of every case), scores.json, scores.md and scores.tex."""
     cases = [{k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in asdict(row).items()} for row in rows]
     texts = {
@@ -195,13 +195,13 @@ def write(rows: Sequence[Row], made: Sequence[Grid], folder: Path) -> None:
         with atomic_write(folder / f"scores.{kind}") as unfinished:
             unfinished.write_text(text + "\n")
     with atomic_write(folder / "scores.csv") as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [column.name for column in fields(Row)])
+        writer = csv.DictWriter(file, [column.name for column in fields(ScoreRow)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
 
 
 def _escaped(text: str) -> str:
-    """Return text as LaTeX shows it."""
+    """Escape text for LaTeX."""
     special = {letter: rf"\{letter}" for letter in "&%_#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"}
     special |= {"±": r"$\pm$", "–": "--", "−": "$-$", "∞": r"$\infty$"}
     return "".join(special.get(letter, letter) for letter in text)

@@ -149,7 +149,7 @@ def test_root_is_warned_when_results_would_be_lost_with_the_container(one, out, 
         folders = ("--input-dir=/input", "--output-dir=/output") if task[0] == "infer" else ()
         done = docker_run(*volumes, IMAGE, *task, *folders, restrictions=("--user", "0"))
         assert done.returncode == 0, done.stderr
-        assert ("lost with it" in done.stderr) == warned, done.stderr
+        assert ("in the container only" in done.stderr) == warned, done.stderr
 
 
 def test_the_image_says_what_it_is_and_keeps_nothing_of_its_builder():

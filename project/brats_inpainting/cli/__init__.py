@@ -1,6 +1,6 @@
-"""The command line: thin functions that parse. Heavy imports wait until a task needs them."""
+"""The command line. Commands only parse options; heavy imports are deferred until a command runs."""
 
-from brats_inpainting.cli import fill, judge, learn, machine
+from brats_inpainting.cli import evaluation, fill, machine, training
 from brats_inpainting.cli.app import common, main
 
-__all__ = ["common", "fill", "judge", "learn", "machine", "main"]
+__all__ = ["common", "evaluation", "fill", "machine", "main", "training"]

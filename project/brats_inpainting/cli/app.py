@@ -1,4 +1,4 @@
-"""The Typer app and what its commands share: options, what is said where, exit codes."""
+"""The Typer app and what its commands share: options, logging, exit codes."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ app = typer.Typer(
 )
 log = logging.getLogger("brats_inpainting")
 out = Console(highlight=False, soft_wrap=True, markup=False)
-wide = Console(highlight=False, markup=False, width=250)  # a narrow terminal wraps tables, and a file keeps them whole
+wide = Console(highlight=False, markup=False, width=250)  # for tables: files get whole lines
 
-LOUDNESS = ("-v", "--verbose", "-q", "--quiet")
+VERBOSITY = ("-v", "--verbose", "-q", "--quiet")
 
 
 def option(name: str, text: str, *aliases: str, **settings: Any) -> Any:
-    """Declare an option with its help, and further names."""
+    """Declare an option with its help and aliases."""
     return typer.Option(f"--{name}", *aliases, help=text, **settings)
 
 
 def choice(names: Collection[str], shown: Collection[str] = ()) -> dict[str, Any]:
-    """Return the settings of an option that takes one of some names; ``shown`` are those that help lists."""
+    """Return the settings of an option with a fixed set of values; help lists ``shown``, or all of them."""
 
     def parse(given: str) -> str:
         if given not in names:
@@ -60,22 +60,22 @@ PrecisionName = Annotated[
     str,
     option(
         "precision",
-        "Of the network; auto is fp32 on a CPU, on a GPU by network and GPU.",
+        "Network precision. auto: fp32 on a CPU; on a GPU, chosen by network and GPU.",
         **choice(["auto", *PRECISIONS]),
     ),
 ]
 DataPath = Annotated[Path, option("data-path", "Folder with one sub-folder per case.")]
 OutputPath = Annotated[Path, option("output-path", "Folder that receives the results.")]
 Predictions = Annotated[
-    list[Path], option("predictions", "Folder with {id}-t1n-inference.nii.gz; several are compared with the first.")
+    list[Path], option("predictions", "Folder with {id}-t1n-inference.nii.gz; repeat to compare others with the first.")
 ]
-NoImages = Annotated[bool, option("no-images", "Leave the pictures out of report.html.")]
+NoImages = Annotated[bool, option("no-images", "Leave images out of report.html.")]
 Viewer = Annotated[
     bool,
-    option("viewer", "Embed the volumes in report.html, to look at every slice.", hidden=not offers("nilearn")),
+    option("viewer", "Embed an interactive viewer of all slices in report.html.", hidden=not offers("nilearn")),
 ]
 WeightsFile = Annotated[
-    Path | None, option("weights", "Network: .safetensors, .pt, or bundled by name: volume-1, the default, or small-2.")
+    Path | None, option("weights", "Weights: a .safetensors or .pt file, or bundled: volume-1 (default), small-2.")
 ]
 
 
@@ -87,52 +87,52 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but warnings and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more details.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Log warnings and errors only.")] = False,
     version: Annotated[bool, option("version", "Print the version.", is_eager=True, callback=_version)] = False,
 ) -> None:
-    """Set how much is said."""
+    """Configure logging."""
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = logging.Handler()
     handler.emit = lambda record: console.print(record.getMessage())  # type: ignore[method-assign]
     log.handlers, log.propagate = [handler], False
     log.setLevel(level)
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it mends headers without naming the file
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its warnings on headers name no file
 
 
 def quiet() -> bool:
-    """Tell whether nothing but warnings is wanted."""
+    """Return whether only warnings and errors are logged."""
     return log.level >= logging.WARNING
 
 
 def finish(failed: dict[str, str]) -> None:
-    """List the failures last, and say by the exit code that there were some."""
+    """Print the reasons of failures, if any, and exit with code 3."""
     if failed:
         sys.stderr.write("\n".join([f"{len(failed)} failed:", *failed.values()]) + "\n")
         raise typer.Exit(SOME_FAILED)
 
 
 def _normalised(args: list[str]) -> list[str]:
-    """Accept -v and --quiet anywhere, and options without a task as those of infer."""
-    loudness = [arg for arg in args if arg in LOUDNESS]
-    rest = [arg for arg in args if arg not in LOUDNESS]
+    """Move -v and -q to the front; insert ``infer`` if no command is given."""
+    verbosity = [arg for arg in args if arg in VERBOSITY]
+    rest = [arg for arg in args if arg not in VERBOSITY]
     if args and (not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help", "--version"))):
         rest.insert(0, "infer")
-    return loudness + rest
+    return verbosity + rest
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.stderr.write("interrupted; finished cases are kept, --resume goes on\n")
+    sys.stderr.write("interrupted; finished cases are kept, --resume continues\n")
     raise SystemExit(128 + number)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the app; turn every outcome into its exit code and a message that says what to do."""
+    """Run the app; print errors of the user and exit with the documented code."""
     runtime.settle()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a name must not end a run where it is told
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: odd file names must not stop a run
     try:
         app(_normalised(sys.argv[1:] if args is None else args), prog_name="brats-inpainting")
     except InpaintingError as error:

@@ -1,4 +1,4 @@
-"""The commands that fill: infer, baseline, check, example."""
+"""Commands for filling: infer, baseline, check, example."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from brats_inpainting.cli import pages
+from brats_inpainting.cli import reports
 from brats_inpainting.cli.app import (
     NoImages,
     OutputPath,
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from brats_inpainting.parameters import Parameters
 
 CASES = "Folder with one sub-folder per case, or a BIDS dataset."
-Image = Annotated[Path | None, option("image", "A single T1, instead of --data-path.")]
-Mask = Annotated[Path | None, option("mask", "Its mask.")]
+Image = Annotated[Path | None, option("image", "A single T1 scan, instead of --data-path.")]
+Mask = Annotated[Path | None, option("mask", "Mask for --image.")]
 Participants = Annotated[
     list[str] | None,
     option("participant-label", "Fill only this participant of a BIDS dataset; repeat, or use commas."),
 ]
-Resume = Annotated[bool, option("resume", "Keep finished outputs, make the others; wins over --overwrite.")]
+Resume = Annotated[bool, option("resume", "Keep finished outputs, make the others; overrides --overwrite.")]
 Overwrite = Annotated[bool, option("overwrite", "Replace existing outputs.", envvar="BRATS_INPAINTING_OVERWRITE")]
 INSTALLED = [name for name, package in BASELINES.items() if package is None or offers(package)]
 
@@ -51,32 +51,32 @@ def infer(
         option("output-path", "Folder that receives {id}-t1n-inference.nii.gz, or a BIDS derivative.", "--output-dir"),
     ] = None,
     participant_label: Participants = None,
-    image: Annotated[Path | None, option("image", "A single T1, instead of --data-path.")] = None,
-    mask: Annotated[Path | None, option("mask", "Its mask.")] = None,
-    output: Annotated[Path | None, option("output", "The file to write for --image and --mask.")] = None,
+    image: Annotated[Path | None, option("image", "A single T1 scan, instead of --data-path.")] = None,
+    mask: Annotated[Path | None, option("mask", "Mask for --image.")] = None,
+    output: Annotated[Path | None, option("output", "Output file for --image and --mask.")] = None,
     weights: WeightsFile = None,
     additional_files_path: Annotated[
-        Path | None, option("additional-files-path", "Folder that may hold the weights file, as MedPerf mounts it.")
+        Path | None, option("additional-files-path", "Folder with an optional weights file, as mounted by MedPerf.")
     ] = None,
     parameters_file: Annotated[Path | None, option("parameters-file", "YAML: our names or guided-diffusion's.")] = None,
     preset: Annotated[str | None, option("preset", f"{', '.join(PRESETS)}. Default: {DEFAULT_PRESET}.")] = None,
-    sampler: Annotated[str | None, option("sampler", "Instead of the preset's.", **choice(SAMPLERS))] = None,
-    steps: Annotated[int | None, option("steps", "Sampler steps, instead of the preset's.", min=1)] = None,
+    sampler: Annotated[str | None, option("sampler", "Replaces the preset's sampler.", **choice(SAMPLERS))] = None,
+    steps: Annotated[int | None, option("steps", "Sampler steps; replaces the preset's.", min=1)] = None,
     samples: Annotated[
-        int | None, option("samples", "Average K samples; their spread goes to --report-path.", min=1)
+        int | None, option("samples", "Average K samples; --report-path receives their standard deviation.", min=1)
     ] = None,
-    noise: Annotated[str | None, option("noise", "How slices share noise along z.", **choice(NOISE_MODES))] = None,
+    noise: Annotated[str | None, option("noise", "Correlation of the noise along z.", **choice(NOISE_MODES))] = None,
     smoothing: Annotated[
-        str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; or one each for x, y and z: 0,0,1.075.")
+        str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; one value, or one per axis: 0,0,1.075.")
     ] = None,
-    dilate: Annotated[float | None, option("dilate", "Grow the mask by so many millimetres.", min=0)] = None,
+    dilate: Annotated[float | None, option("dilate", "Dilate the mask by this distance in mm.", min=0)] = None,
     seed: Annotated[int | None, option("seed", "Same seed, same result. Default: 0.", min=0)] = None,
     device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
     batch_size: Annotated[str, option("batch-size", "Windows per network pass: auto or a number.")] = "auto",
     precision: PrecisionName = "auto",
-    resume: Annotated[bool, option("resume", "Keep finished outputs, make the others; wins over --overwrite.")] = False,
+    resume: Annotated[bool, option("resume", "Keep finished outputs, make the others; overrides --overwrite.")] = False,
     overwrite: Annotated[
-        bool, option("overwrite", "Make existing outputs anew.", envvar="BRATS_INPAINTING_OVERWRITE")
+        bool, option("overwrite", "Replace existing outputs.", envvar="BRATS_INPAINTING_OVERWRITE")
     ] = False,
     keep_dtype: Annotated[bool, option("keep-dtype", "Write the input's data type instead of float32.")] = False,
     report_path: Annotated[
@@ -87,25 +87,25 @@ def infer(
         str | None,
         option(
             "cluster",
-            "Share the cases out: local[:N], tcp://host:port, or a Dask scheduler's file.",
+            "Run on a Dask cluster: local[:N], tcp://host:port, or a scheduler file.",
             hidden=not offers("distributed"),
         ),
     ] = None,
 ) -> None:
-    """Fill the masked part of every case."""
+    """Fill the masked region of every case."""
     if not any((data_path, output_path, image, mask, output)) and (
         folders := os.environ.get("BRATS_INPAINTING_FOLDERS")
     ):
         data_path, output_path = map(Path, folders.split(":"))  # the container's /input and /output
-    layout, target = _given(data_path, output_path, image, mask, output, participants=participant_label or [])
-    pages.keep_apart(report_path, output_path)
+    layout, target = _parse_paths(data_path, output_path, image, mask, output, participants=participant_label or [])
+    reports.keep_apart(report_path, output_path)
     from brats_inpainting import parameters
 
-    said = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
+    from_file = parameters.read(parameters_file) if parameters_file else parameters.Parameters()
     if parameters_file:
-        log.info("%s: %s", parameters_file, said)
-    if said.all_steps and not (preset or sampler or steps):
-        preset, steps = "paper", said.all_steps
+        log.info("%s: %s", parameters_file, from_file)
+    if from_file.all_steps and not (preset or sampler or steps):
+        preset, steps = "paper", from_file.all_steps
     overrides = {
         "sampler": sampler,
         "steps": steps,
@@ -118,29 +118,29 @@ def infer(
     from brats_inpainting.fill import Options, fill_folder
     from brats_inpainting.inpainter import Inpainter
 
-    preset = preset or said.preset or DEFAULT_PRESET
-    given = weights or (additional_files_path and checkpoint.find(additional_files_path))
+    preset = preset or from_file.preset or DEFAULT_PRESET
+    found = weights or (additional_files_path and checkpoint.find(additional_files_path))
     loading: dict[str, Any] = {
-        "weights": weights_path(given or _described_network(said), preset),
+        "weights": weights_path(found or _described_network(from_file), preset),
         "preset": preset,
-        "device": device or said.device or "auto",
+        "device": device or from_file.device or "auto",
         "batch_size": _whole_number(batch_size),
-        "at_most": said.batch_size,
+        "at_most": from_file.batch_size,
         "precision": precision,
-        "unet": said.unet,
-        "diffusion": said.diffusion,
-        **said.sampling | {name: value for name, value in overrides.items() if value is not None},
+        "unet": from_file.unet,
+        "diffusion": from_file.diffusion,
+        **from_file.sampling | {name: value for name, value in overrides.items() if value is not None},
     }
     inpainter = Inpainter.load(**loading | ({"device": "cpu"} if cluster else {}))
-    options = Options((said.seed or 0) if seed is None else seed, keep_dtype, report_path)
-    how = inpainter.sampling
-    if how.samples > 1 and not report_path:
-        log.warning("single samples and their uncertainty map are not kept; --report-path gives a folder for them")
+    options = Options((from_file.seed or 0) if seed is None else seed, keep_dtype, report_path)
+    used = inpainter.sampling
+    if used.samples > 1 and not report_path:
+        log.warning("single samples and their standard deviation are not kept; set --report-path to keep them")
     log.info("weights %s", inpainter.weights)
     log.debug("SHA-256 %s", inpainter.weights.sha256)
-    chosen = preset, how.steps, how.sampler, how.samples, how.noise, how.smoothing, options.seed
+    chosen = preset, used.steps, used.sampler, used.samples, used.noise, used.smoothing, options.seed
     log.info("preset %s: %d steps of %s, %d sample(s), %s noise, filter %s, seed %d", *chosen)
-    log.debug("%s", how)
+    log.debug("%s", used)
     with _crew(cluster, loading) as crew:
         if not crew:
             log.info("%s", inpainter.plan)
@@ -148,13 +148,13 @@ def infer(
         record = fill_folder(inpainter, layout, target, options=options, existing=existing, crew=crew, quiet=quiet())
     if report_path:
         fills = {case: {"filled": path} for path, case in layout.jobs(target).items()}
-        pages.of_run(fills, report_path, record.failed, not no_images)
+        reports.write_for_run(fills, report_path, record.failed, not no_images)
     finish(record.failed)
 
 
 @app.command()
 def baseline(
-    method: Annotated[str, option("method", "How to fill.", **choice(BASELINES, INSTALLED))],
+    method: Annotated[str, option("method", "Method.", **choice(BASELINES, INSTALLED))],
     data_path: Annotated[Path, option("data-path", CASES)],
     output_path: OutputPath,
     participant_label: Participants = None,
@@ -162,12 +162,12 @@ def baseline(
     overwrite: Overwrite = False,
     report_path: Annotated[Path | None, option("report-path", "Folder for run.json.")] = None,
 ) -> None:
-    """Fill every case without a network, to put a model's scores in perspective."""
+    """Fill every case without a network, as a reference for a model's scores."""
     from brats_inpainting import layouts
     from brats_inpainting.baselines import METHODS, Baseline
     from brats_inpainting.fill import Options, fill_folder
 
-    pages.keep_apart(report_path, output_path)
+    reports.keep_apart(report_path, output_path)
     record = fill_folder(
         Baseline(METHODS[method]),
         layouts.of_folder(data_path, participant_label or []),
@@ -186,11 +186,11 @@ def check(
     image: Image = None,
     mask: Mask = None,
 ) -> None:
-    """List every problem of every case at once, without loading the network."""
+    """Report all problems of all cases, without loading the network."""
     from brats_inpainting import layouts
     from brats_inpainting.data import cases
 
-    _together({"--image": image, "--mask": mask}, {"--data-path": data_path})
+    _require_together({"--image": image, "--mask": mask}, {"--data-path": data_path})
     layout: Layout
     if image and mask:
         layout = layouts.Pair(image, mask)
@@ -214,12 +214,12 @@ def check(
 @app.command()
 def example(
     output_path: OutputPath,
-    seed: Annotated[int, option("seed", "Place and shape of the masks.", min=0)] = 0,
+    seed: Annotated[int, option("seed", "Random seed of the masks.", min=0)] = 0,
     template: Annotated[
         bool,
         option(
             "template",
-            "Take the ICBM152 template, an average brain that nilearn ships.",
+            "Use the ICBM152 template, an average brain from nilearn.",
             hidden=not offers("nilearn"),
         ),
     ] = False,
@@ -232,7 +232,7 @@ def example(
 
 
 def _crew(where: str | None, loading: dict[str, Any]) -> Any:
-    """Return the workers of a cluster as a context, ``None`` without a cluster."""
+    """Return a context manager of the cluster's workers, of ``None`` without a cluster."""
     if not where:
         return nullcontext()
     from brats_inpainting import cluster
@@ -244,12 +244,12 @@ def _existing(*, resume: bool, overwrite: bool) -> Existing:
     return "resume" if resume else "overwrite" if overwrite else "error"
 
 
-def _described_network(said: Parameters) -> Path | None:
-    """Return the bundled slice-wise weights for a parameters file that describes a network."""
-    return Path("small-2") if said.unet else None
+def _described_network(from_file: Parameters) -> Path | None:
+    """Return the bundled 2D weights if the parameters file describes a network."""
+    return Path("small-2") if from_file.unet else None
 
 
-def _given(
+def _parse_paths(
     data_path: Path | None,
     output_path: Path | None,
     image: Path | None,
@@ -258,13 +258,13 @@ def _given(
     *,
     participants: list[str],
 ) -> tuple[Layout, Path]:
-    """Return the layout of the inputs, and where results go."""
+    """Return the layout of the inputs and the output path."""
     from brats_inpainting import layouts
 
     single = {"--image": image, "--mask": mask, "--output": output}
     many = {"--data-path": data_path, "--output-path": output_path}
-    _together(single, many | {"--participant-label": participants})
-    _together(many, single)
+    _require_together(single, many | {"--participant-label": participants})
+    _require_together(many, single)
     if data_path and output_path:
         return layouts.of_folder(data_path, participants), output_path
     if not (image and mask and output):
@@ -272,20 +272,20 @@ def _given(
     return layouts.Pair(image, mask), output
 
 
-def _together(ours: dict[str, Any], others: dict[str, Any]) -> None:
-    """Refuse options that belong together if one is missing, or if others are given, too.
+def _require_together(ours: dict[str, Any], others: dict[str, Any]) -> None:
+    """Reject incomplete groups of options, and options of both groups.
 
     Raises:
-        ConfigError: naming what is missing.
+        ConfigError: naming the missing options.
     """
     if any(ours.values()) and (missing := [name for name, value in ours.items() if not value]):
-        raise ConfigError(f"{' and '.join(missing)} missing\n  {', '.join(ours)} belong together.")
+        raise ConfigError(f"{' and '.join(missing)} missing\n  {', '.join(ours)} are required together.")
     if all(ours.values()) and any(others.values()):
-        raise ConfigError("a single pair and a folder exclude each other\n  Run the command twice.")
+        raise ConfigError("a single pair and a folder are mutually exclusive\n  Run the command once for each.")
 
 
 def _whole_number(text: str) -> int | None:
-    """Read a batch size; ``None`` for auto."""
+    """Parse a batch size; ``None`` for auto."""
     if text == "auto":
         return None
     if not re.fullmatch("[1-9][0-9]{0,3}", text):
@@ -294,11 +294,11 @@ def _whole_number(text: str) -> int | None:
 
 
 def _sigma(text: str) -> float | tuple[float, ...]:
-    """Read a Gaussian's width, one for all directions or one for each."""
+    """Parse the Gaussian's sigma: one for all axes, or three."""
     try:
         sigma = tuple(map(float, text.split(",")))
     except ValueError:
         sigma = ()
     if len(sigma) not in (1, 3):
-        raise ConfigError(f"--smoothing {text}: neither a number nor three, as 0,0,1.075")
+        raise ConfigError(f"--smoothing {text}: not one number, nor three such as 0,0,1.075")
     return sigma if len(sigma) == 3 else sigma[0]

@@ -1,4 +1,4 @@
-"""The commands about the software and the machine: info, benchmark."""
+"""Commands about the installation and the machine: info, benchmark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from brats_inpainting.progress import duration
 
 @app.command()
 def info() -> None:
-    """Say which version, presets, weights and devices there are."""
+    """Show the version, presets, bundled weights and devices."""
     from brats_inpainting import about
 
     for name, text in about.facts().items():
@@ -23,18 +23,18 @@ def info() -> None:
 @app.command()
 def benchmark(
     data_path: Annotated[
-        Path | None, option("data-path", "Folder of cases; the first one is filled. Default: the example case.")
+        Path | None, option("data-path", "Folder of cases; the first is used. Default: the example case.")
     ] = None,
     report_path: Annotated[Path | None, option("report-path", "Folder for benchmark.json and benchmark.md.")] = None,
     preset: Annotated[
-        list[str] | None, option("preset", f"{', '.join(PRESETS)}; may be repeated. Default: all but paper.")
+        list[str] | None, option("preset", f"{', '.join(PRESETS)}; repeatable. Default: all but paper.")
     ] = None,
     weights: WeightsFile = None,
-    rounds: Annotated[int, option("rounds", "Fill the case several times; the median counts.", min=1)] = 1,
+    rounds: Annotated[int, option("rounds", "Number of repetitions; the median is reported.", min=1)] = 1,
     device: Annotated[str, option("device", "auto, cpu, cuda, cuda:1, mps.")] = "auto",
     precision: PrecisionName = "auto",
 ) -> None:
-    """Measure how long one case takes on this machine, and how much memory, for each preset."""
+    """Measure time and memory for one case at each preset."""
     from brats_inpainting import benchmark as bench
     from brats_inpainting import files
     from brats_inpainting.data import cases, example
@@ -42,7 +42,7 @@ def benchmark(
 
     presets = preset or [name for name in PRESETS if name != "paper"]
     for name in presets:
-        sampling(name, 2)  # an unknown preset is reported before anything is measured
+        sampling(name, 2)  # reject unknown presets before measuring
     if report_path:
         files.make_writable(report_path)
     facts, costs = bench.machine(choose_device(device)), []
@@ -50,7 +50,7 @@ def benchmark(
         if not data_path:
             data_path = example.write_example(Path(folder)).parent
         case = cases.find(data_path)[0]
-        cases.load(case)  # likewise an unusable case
+        cases.load(case)  # likewise unusable cases
         for name in presets:
             log.info("preset %s …", name)
             loading = {"weights": weights_path(weights, name), "device": device, "precision": precision}

@@ -44,10 +44,10 @@ class Weights:
     notes: dict[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Return the file name, kind, size and hash in one line."""
+        """Describe the file, the kind of weights and the number of parameters in one line."""
         kind = "moving average (EMA)" if self.ema else "raw weights, no moving average in the file name"
         parameters = sum(p.numel() for p in self.network.parameters())
-        return f"{self.path.name}: {kind}, {parameters:,} parameters, SHA-256 {self.sha256}"
+        return f"{self.path.name}: {kind}, {parameters:,} parameters"
 
 
 def find(folder: Path) -> Path | None:

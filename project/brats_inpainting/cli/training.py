@@ -1,4 +1,4 @@
-"""The commands of training: train, export."""
+"""Commands for training: train, export."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ def train(
     data_path: Annotated[Path, option("data-path", "Folder with complete scans, *-t1n.nii.gz.")],
     output_path: OutputPath,
     parameters_file: Annotated[
-        Path | None, option("parameters-file", "Recipe, see workspace/parameters. Default: the paper's.")
+        Path | None, option("parameters-file", "Training recipe, see workspace/parameters. Default: the paper's.")
     ] = None,
-    fold: Annotated[int, option("fold", "Whose held-out subjects validate: 0 or 1.", min=0, max=1)] = 0,
+    fold: Annotated[int, option("fold", "Fold whose held-out subjects validate: 0 or 1.", min=0, max=1)] = 0,
     cache_path: Annotated[
-        Path | None, option("cache-path", "Folder of the prepared scans. Default: in --output-path.")
+        Path | None, option("cache-path", "Cache of prepared scans. Default: inside --output-path.")
     ] = None,
     validation_path: Annotated[
-        Path | None, option("validation-path", "Complete cases that validate, instead of held-out subjects.")
+        Path | None, option("validation-path", "Complete cases for validation, instead of held-out subjects.")
     ] = None,
     initial_weights: Annotated[
-        Path | None, option("initial-weights", "Begin with this .safetensors instead of at random.")
+        Path | None, option("initial-weights", "Start from this .safetensors instead of random weights.")
     ] = None,
     resume: Annotated[
-        bool, option("resume", "Go on where an earlier run stopped.", envvar="BRATS_INPAINTING_TRAIN_RESUME")
+        bool, option("resume", "Continue an earlier run.", envvar="BRATS_INPAINTING_TRAIN_RESUME")
     ] = False,
     minutes: Annotated[
         float | None,
-        option("minutes", "End after so long, preparation included, and the step under way; --resume goes on.", min=0),
+        option("minutes", "Stop after this time, preparation included; --resume continues.", min=0),
     ] = None,
 ) -> None:
-    """Train a network; under torchrun or accelerate launch, on several GPUs and nodes."""
+    """Train a network. Use torchrun or accelerate launch for several GPUs or nodes."""
     from brats_inpainting import parameters
     from brats_inpainting.config import TrainConfig
 
@@ -56,10 +56,10 @@ def train(
 
 @app.command()
 def export(
-    state: Annotated[Path, option("state", "A training run's folder, or a file of its state folder.")],
+    state: Annotated[Path, option("state", "Folder of a training run, or a file in its state folder.")],
     output_path: OutputPath,
 ) -> None:
-    """Write a training state as weights: our .safetensors, and guided-diffusion's .pt files."""
+    """Export a training state as .safetensors and guided-diffusion .pt files."""
     from brats_inpainting.state import export_state
 
     for path in export_state(state, output_path):
