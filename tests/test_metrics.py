@@ -95,7 +95,7 @@ def test_the_scores_of_the_example_are_those_of_the_official_package(tmp_path):
 
 def test_a_constant_truth_is_an_error():
     prediction, truth, voided, healthy = random_case()
-    with pytest.raises(CaseError, match="the same everywhere"):
+    with pytest.raises(CaseError, match="constant inside the mask"):
         score(prediction, np.where(healthy, 100, truth), voided, healthy)
 
 

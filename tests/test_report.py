@@ -190,7 +190,7 @@ def test_without_images_the_page_shows_numbers_only(folders, tmp_path):
     assert run("report", *places, "--no-images") == 0
     page = text(tmp_path)
     assert "data:image" not in page
-    assert "holds no images" in page
+    assert "contains no images" in page
     assert all(case_id in page for case_id in IDS)
 
 
