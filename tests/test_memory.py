@@ -55,14 +55,14 @@ def test_a_path_of_the_host_that_the_container_cannot_see_means_the_mounts_root(
 def test_a_system_that_says_nothing_plans_one_full_batch(tmp_path, monkeypatch):
     assert memory.free(tmp_path) is None
     monkeypatch.setattr(memory, "free", lambda: None)
-    assert memory.plan(UNetConfig(), 4) == 4
+    assert memory.batch_size(UNetConfig(), 4) == 4
     assert memory.batches(UNetConfig(), 4, most=8) == 1
 
 
 @pytest.mark.parametrize(("available", "planned"), [(0, 1), (1, 1), (2, 2), (3, 3), (64, 4)])
 def test_the_papers_network_gets_as_many_slices_as_fit_into_half_of_what_is_free(available, planned, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: available * GB)
-    assert memory.plan(UNetConfig(), 4) == planned  # 0.41 GB are reckoned for a slice; measured: at most 0.33
+    assert memory.batch_size(UNetConfig(), 4) == planned  # 0.41 GB are reckoned for a slice; measured: at most 0.33
 
 
 @pytest.mark.parametrize(("available", "planned"), [(0, 1), (2, 1), (4, 1), (8, 2), (64, 8)])
@@ -93,7 +93,7 @@ def limited():
 
 
 def test_a_real_limit_makes_the_batch_smaller(limited):
-    script = "from brats_inpainting import memory, config; print(memory.plan(config.UNetConfig(), 4))"
+    script = "from brats_inpainting import memory, config; print(memory.batch_size(config.UNetConfig(), 4))"
     assert int(limited(3 * GB, sys.executable, "-c", script).stdout) == 3
 
 
