@@ -1,4 +1,4 @@
-"""The same work on a Dask cluster: the same bytes, and nothing is lost when a worker, scheduler or client dies."""
+"""A Dask cluster writes the bytes of one process, and no case is lost when a worker, scheduler or client dies."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ LONG = ("--sampler", "ddim", "--steps", "100")  # long enough to kill something 
 
 
 def command(data, root, name, *args):
-    """The command that fills cases into a folder of some name."""
+    """The command that fills the cases of a folder into ``root / name``."""
     places = {"data-path": data, "output-path": root / name, "report-path": root / f"{name}-report"}
     given = [word for key, path in places.items() for word in (f"--{key}", str(path))]
     weights = ("--weights", str(root / "tiny.safetensors"))
@@ -42,7 +42,7 @@ def command(data, root, name, *args):
 
 def infer(*args):
     two = set(sorted(os.sched_getaffinity(0))[:2])  # so that workers get a thread each on larger machines too
-    told = subprocess.run(
+    run = subprocess.run(
         command(*args),
         capture_output=True,
         text=True,
@@ -51,7 +51,7 @@ def infer(*args):
         env=ONE_THREAD,
         preexec_fn=lambda: os.sched_setaffinity(0, two),
     )
-    return told.returncode, told.stderr
+    return run.returncode, run.stderr
 
 
 def filled(folder):
@@ -59,8 +59,8 @@ def filled(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def noted(folder):
-    """The cases that a run has noted as finished."""
+def recorded_cases(folder):
+    """The cases that run.json lists as finished."""
     file = folder / "run.json"
     return json.loads(file.read_text())["cases"] if file.exists() else {}
 
@@ -73,11 +73,11 @@ def wait_for(what, seconds=200):
     return found
 
 
-def stopped_in_the_middle(pid, all_told):
-    """Halt a worker; let it go on if it has written a result that it has not yet told of."""
+def stopped_while_filling(pid, all_recorded):
+    """Halt a worker; let it continue if it has written a result that run.json does not list yet."""
     os.kill(pid, signal.SIGSTOP)
     try:
-        wait_for(all_told, seconds=1)
+        wait_for(all_recorded, seconds=1)
     except AssertionError:
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.1)
@@ -87,7 +87,7 @@ def stopped_in_the_middle(pid, all_told):
 
 @contextmanager
 def hpc(root, workers=2, **environment):
-    """A scheduler and its workers, as a computing centre starts them: processes that know a file."""
+    """A scheduler and its workers as separate processes that share a scheduler file, as on an HPC cluster."""
     file = root / "scheduler.json"
     file.unlink(missing_ok=True)
     settings = os.environ | {f"DASK_DISTRIBUTED__{name}": value for name, value in environment.items()}
@@ -113,7 +113,7 @@ def hpc(root, workers=2, **environment):
 
 @contextmanager
 def running(*args):
-    """A run that goes on while it is being disturbed."""
+    """Start a run in the background; kill it on exit."""
     with subprocess.Popen(command(*args), stderr=subprocess.PIPE, text=True) as run:
         try:
             yield run
@@ -150,8 +150,9 @@ def test_paths_are_those_of_the_client_wherever_a_worker_was_started(root, clien
     monkeypatch.chdir(root)
     loading = {"weights": Path("tiny.safetensors"), "device": "cpu", "batch_size": 2}
     machine, options = Inpainter.load(**loading), Options(report_path=Path("report"))
-    with cluster.crew(client.scheduler.address, loading) as crew:
-        record = fill_folder(machine, CaseFolder(Path("data")), Path("out"), options=options, crew=crew, quiet=True)
+    with cluster.connect(client.scheduler.address, loading) as workers:
+        settings = {"options": options, "workers": workers, "quiet": True}
+        record = fill_folder(machine, CaseFolder(Path("data")), Path("out"), **settings)
     assert not [name for name in next(iter(client.cluster.workers.values())).plugins if len(name) == 32]  # let go
     assert not record.failed
     for number, case in enumerate(cases.find(root / "data")):
@@ -159,7 +160,7 @@ def test_paths_are_those_of_the_client_wherever_a_worker_was_started(root, clien
         target = root / cases.output_name(case.id)
         fill_case(machine, case, target, Options())
         assert target.read_bytes() == (root / "out" / target.name).read_bytes()
-    assert set(noted(root / "report")) == {f"case-{number}" for number in range(6)}
+    assert set(recorded_cases(root / "report")) == {f"case-{number}" for number in range(6)}
 
 
 @pytest.mark.slow
@@ -167,11 +168,11 @@ def test_two_and_four_workers_write_the_bytes_of_one_process_and_a_bad_case_harm
     (root / "data" / "case-3" / "case-3-mask.nii.gz").write_bytes(b"no scan")
     assert infer(root / "data", root, "one", "--samples", "2")[0] == 3
     for workers in (2, 4):
-        code, told = infer(root / "data", root, f"of{workers}", "--samples", "2", "--cluster", f"local:{workers}")
-        assert code == 3, told
-        assert f"{workers} worker(s) have loaded the network" in told
-        assert "dashboard at http://127.0.0.1:" in told
-        assert "1 failed:\ncase-3: cannot be read" in told
+        code, output = infer(root / "data", root, f"of{workers}", "--samples", "2", "--cluster", f"local:{workers}")
+        assert code == 3, output
+        assert f"{workers} worker(s) have loaded the network" in output
+        assert "dashboard at http://127.0.0.1:" in output
+        assert "1 failed:\ncase-3: cannot be read" in output
         assert filled(root / f"of{workers}") == filled(root / "one")
         assert len(filled(root / "one")) == 5
         record, alone = (
@@ -207,7 +208,7 @@ def test_a_worker_killed_in_the_middle_loses_no_case_and_none_is_written_twice(r
 
         with running(root / "data", root, "many", *LONG, "--cluster", str(file)) as run:
             wait_for(look)
-            while not stopped_in_the_middle(doomed, lambda: len(look()) == len(noted(root / "many-report"))):
+            while not stopped_while_filling(doomed, lambda: len(look()) == len(recorded_cases(root / "many-report"))):
                 assert len(look()) < 6
             os.kill(doomed, signal.SIGKILL)
             wait_for(lambda: look() and run.poll() is not None)
@@ -225,9 +226,10 @@ def test_a_case_that_kills_its_workers_fails_alone(root):
     ):
         wait_for(lambda: list((root / "many").glob("case*")))
         os.kill(pids(file)[0], signal.SIGKILL)
-        told = run.communicate(timeout=200)[1]
-    assert run.returncode == 3, told
-    assert re.search(r"1 failed:\ncase-\d: workers died of it, the last at .*\n  Give the workers more memory", told)
+        output = run.communicate(timeout=200)[1]
+    assert run.returncode == 3, output
+    reason = r"1 failed:\ncase-\d: workers died while filling it, the last at .*\n  Give the workers more memory"
+    assert re.search(reason, output)
     assert len(filled(root / "many")) == 5
 
 
@@ -237,17 +239,17 @@ def test_when_the_scheduler_dies_resume_completes_the_run_on_another(root, unbro
         with running(root / "data", root, "many", *LONG, "--cluster", str(file)) as run:
             wait_for(lambda: len(list((root / "many").glob("case*"))) > 1)
             processes[0].kill()
-            told = run.communicate(timeout=200)[1]
-        assert run.returncode == 2, told
-        assert "--resume" in told.splitlines()[-1]
-        assert "Traceback" not in told
+            output = run.communicate(timeout=200)[1]
+        assert run.returncode == 2, output
+        assert "--resume" in output.splitlines()[-1]
+        assert "Traceback" not in output
     before = {path: path.stat().st_mtime_ns for path in (root / "many").glob("case*")}
     assert 0 < len(before) < 6
-    recorded = noted(root / "many-report")
+    recorded = recorded_cases(root / "many-report")
     with hpc(root) as (file, _):
-        code, told = infer(root / "data", root, "many", *LONG, "--cluster", str(file), "--resume")
-    assert code == 0, told
-    assert f"{len(recorded)} finished cases kept" in told
+        code, output = infer(root / "data", root, "many", *LONG, "--cluster", str(file), "--resume")
+    assert code == 0, output
+    assert f"{len(recorded)} finished cases kept" in output
     assert filled(root / "many") == unbroken
     for path, when in before.items():
         assert (path.stat().st_mtime_ns == when) == (path.name.removesuffix("-t1n-inference.nii.gz") in recorded)
@@ -258,24 +260,25 @@ def test_a_client_that_was_killed_can_be_started_again_on_the_same_workers(root,
     with hpc(root) as (file, _):
         with running(root / "data", root, "many", *LONG, "--cluster", str(file)):
             wait_for(lambda: list((root / "many").glob("case*")))
-        code, told = infer(root / "data", root, "many", *LONG, "--cluster", str(file), "--resume")
-    assert code == 0, told
+        code, output = infer(root / "data", root, "many", *LONG, "--cluster", str(file), "--resume")
+    assert code == 0, output
+    assert sorted(filled(root / "many")) == [f"case-{n}-t1n-inference.nii.gz" for n in range(6)]
     assert filled(root / "many") == unbroken
 
 
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("local:0", "--cluster local:0: no such file\n  Say local, local:4,"),
+        ("local:0", "--cluster local:0: no such file\n  Use local, local:4,"),
         ("absent.json", "--cluster absent.json: no such file"),
         ("data/case-0/case-0-mask.nii.gz", "-mask.nii.gz: no scheduler answers"),
         ("nonsense://here", "--cluster nonsense://here: no scheduler answers"),
     ],
 )
-def test_a_cluster_that_does_not_exist_is_told_with_what_to_say(root, where, said):
+def test_a_cluster_that_does_not_exist_is_refused_with_what_to_use(root, where, said):
     where = str(root / where) if where.startswith("data") else where
-    code, told = infer(root / "data", root, "out", "--cluster", where)
-    assert (code, told.partition(said)[1]) == (2, said), told
+    code, output = infer(root / "data", root, "out", "--cluster", where)
+    assert (code, output.partition(said)[1]) == (2, said), output
 
 
 @pytest.fixture(scope="module")
@@ -300,8 +303,8 @@ def loader(root, tiny_weights):
     ("change", "said"),
     [
         ({"version": "0.0"}, "has brats-inpainting .*, not 0.0\n  Install"),
-        ({"sha256": "0" * 64}, "has another file by this name\n  Share"),
-        ({"folders": ["absent"]}, "absent: worker .* does not see it\n  Use a folder that all machines share"),
+        ({"sha256": "0" * 64}, "has a different file of this name\n  Share"),
+        ({"folders": ["absent"]}, "absent: worker .* cannot access it\n  Use a folder that all machines share"),
     ],
 )
 def test_a_worker_that_cannot_do_the_work_refuses_it(client, loader, tmp_path, change, said):
@@ -329,7 +332,7 @@ def test_a_worker_has_as_many_batches_side_by_side_as_threads(client, loader, mo
 def test_a_worker_joined_unfit_passes_its_case_on_until_one_is_fit(root, client, loader, monkeypatch):
     worker = next(iter(client.cluster.workers.values()))
     monkeypatch.setitem(worker.plugins, "this run", loader)  # it has not loaded the network
-    monkeypatch.setattr(cluster, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
     case = cases.find(root / "data")[0]
     alone, shared = root / "alone.nii.gz", root / "shared.nii.gz"
     order = cluster.Order("this run", Plan(torch.device("cpu"), batch_size=2), Options(seed=3))

@@ -1,4 +1,4 @@
-"""The same work on a Dask cluster: cases go out one by one, and workers write the results where all can see them."""
+"""Filling a folder on a Dask cluster: one case per task; workers read and write a shared file system."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ log = logging.getLogger(__name__)
 
 NAME = "brats-inpainting"
 LOOPBACK = "127.0.0.1"
-ONE_CASE = Lock()  # all threads of a worker are the network's
-LOOK_EVERY = 5.0  # seconds between looks for workers that have joined
+CASE_LOCK = Lock()  # a worker fills one case at a time, with all of its threads
+POLL_SECONDS = 5.0  # interval at which new workers are detected
 
 
 @dataclass
 class Loader(WorkerPlugin):
-    """Loads the network on each worker that joins, after checking that the worker can do the work.
+    """Checks versions and folders of each worker that joins, and loads the network there.
 
     Attributes:
-        run: the plugin's name on the workers, which may serve several runs.
+        run: name of the plugin on the workers, which may serve several runs.
         sha256: hash of the weights.
         loading: arguments of ``Inpainter.load``.
         folders: must be visible to every worker.
-        devices: GPUs to be shared out among the workers of a machine, if any.
+        devices: GPUs to distribute among the workers of one machine, if any.
     """
 
     run: str
@@ -63,17 +63,17 @@ class Loader(WorkerPlugin):
     folders: list[Path]
     devices: list[str]
     version: str = version(NAME)
-    inpainter: Inpainter | None = field(default=None, init=False)  # none while a worker cannot do the work
+    inpainter: Inpainter | None = field(default=None, init=False)  # None if setup failed
 
     def setup(self, worker: Worker) -> None:
         """Load the network.
 
         Raises:
-            ConfigError: when the worker has another version of this software, other weights, or no such folders.
+            ConfigError: when the worker has another version of this package, other weights, or lacks a folder.
         """
         runtime.settle()
         runtime.keep_memory()  # override the malloc trimming that Dask's nanny configures: twice as fast
-        logging.getLogger("brats_inpainting").setLevel(logging.ERROR)  # the client logs, once
+        logging.getLogger("brats_inpainting").setLevel(logging.ERROR)  # the client logs the rest
         from brats_inpainting.inpainter import Inpainter
         from brats_inpainting.plan import Plan
 
@@ -82,11 +82,11 @@ class Loader(WorkerPlugin):
             raise ConfigError(f"{on} has brats-inpainting {own}, not {self.version}\n  Install one version.")
         for folder in self.folders:
             if not folder.is_dir():
-                raise ConfigError(f"{folder}: {on} does not see it\n  Use a folder that all machines share.")
+                raise ConfigError(f"{folder}: {on} cannot access it\n  Use a folder that all machines share.")
         device = {"device": self.devices[worker.name % len(self.devices)]} if self.devices else {}
         inpainter = Inpainter.load(**self.loading | device)
         if inpainter.weights.sha256 != self.sha256:
-            raise ConfigError(f"{inpainter.weights.path}: {on} has another file by this name\n  Share one.")
+            raise ConfigError(f"{inpainter.weights.path}: {on} has a different file of this name\n  Share one file.")
         decided = {key: self.loading[key] for key in ("batch_size", "at_most", "precision") if key in self.loading}
         unet, where = inpainter.weights.network.config, inpainter.plan.device
         threads, limit = worker.state.nthreads, worker.memory_manager.memory_limit
@@ -95,7 +95,7 @@ class Loader(WorkerPlugin):
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker needs to know besides its network: all fill alike."""
+    """Settings that all workers share, sent with every case."""
 
     run: str
     plan: Plan
@@ -103,13 +103,13 @@ class Order:
 
 
 @dataclass
-class Crew:
-    """Workers that fill cases.
+class Workers:
+    """The workers of a Dask cluster.
 
     Attributes:
-        client: of the scheduler.
+        client: connection to the scheduler.
         loading: arguments of ``Inpainter.load`` on the workers.
-        devices: GPUs to be shared out among the workers of this machine.
+        devices: GPUs to distribute among the workers of this machine.
         run: name of this run on the workers.
     """
 
@@ -119,16 +119,16 @@ class Crew:
     run: str = field(default_factory=lambda: uuid4().hex)
 
     def load(self, filler: Filler, jobs: dict[Path, Case], options: Options) -> Inpainter:
-        """Load the network on every worker, and on each that joins later; return it with the plan that fits all.
+        """Load the network on all workers, including later ones; return it with a plan that fits all of them.
 
         Raises:
-            ConfigError: when the workers cannot do the work.
+            ConfigError: when a worker cannot load it, or ``filler`` is not the network.
         """
         from brats_inpainting.inpainter import Inpainter
         from brats_inpainting.plan import Plan
 
         if not isinstance(filler, Inpainter):
-            raise ConfigError("a cluster fills with the network only\n  Leave the cluster out.")
+            raise ConfigError("a cluster runs the network only\n  Run without a cluster.")
         inputs = [path.absolute().parent for case in jobs.values() for path in (case.image, case.mask)]
         outputs = [target.absolute().parent for target in jobs]
         reports = [(options.report_path or outputs[0]).absolute()]
@@ -138,14 +138,12 @@ class Crew:
         loader = Loader(self.run, filler.weights.sha256, self.loading, folders, self.devices)
         try:
             self.client.register_plugin(loader, name=loader.run)
-        except Exception as error:  # Dask wraps what a worker lacks into plain exceptions
+        except Exception as error:  # Dask raises a worker's ImportError as a plain Exception
             if isinstance(error, InpaintingError) or "ModuleNotFoundError" not in repr(error):
                 raise
-            raise ConfigError(f"a worker cannot load this software ({error})\n  Install it there as here.") from error
+            raise ConfigError(f"a worker cannot import this package ({error})\n  Install it there, too.") from error
         if not (plans := list(self.client.run(_plan, self.run, on_error="ignore").values())):
-            raise ConfigError(
-                "all workers are gone\n  Start some again, with more memory if they ended for lack of it."
-            )
+            raise ConfigError("all workers have exited\n  Restart them, with more memory if they ran out of it.")
         plan = Plan.common(plans)
         log.info("%d worker(s) have loaded the network, the first on %s; more may join", len(plans), plan.device)
         return replace(filler, plan=plan)
@@ -153,7 +151,7 @@ class Crew:
     def fill(
         self, filler: Filler, jobs: dict[Path, Case], options: Options, record: Record, progress: ProgressBar
     ) -> None:
-        """Give each worker a case at a time, the largest first; a case whose worker dies goes to another."""
+        """Submit one case per worker at a time, the largest first; Dask reassigns the case of a worker that dies."""
         from brats_inpainting.inpainter import Inpainter
 
         assert isinstance(filler, Inpainter)
@@ -164,47 +162,47 @@ class Crew:
         while True:
             room = max(1, len(self.client.nthreads())) - len(running)
             for target, case in islice(waiting, max(0, room)):
-                seen = replace(case, image=case.image.absolute(), mask=case.mask.absolute())
-                running[self.client.submit(_fill, seen, target.absolute(), order, pure=False)] = target, case
+                located = replace(case, image=case.image.absolute(), mask=case.mask.absolute())
+                running[self.client.submit(_fill, located, target.absolute(), order, pure=False)] = target, case
             if not running:
                 return
             for future in _done(running):
                 _report(future, *running.pop(future), filler=filler, record=record, progress=progress)
-                future.release()  # else the case is done again when the worker that did it dies
+                future.release()  # otherwise Dask repeats the case if its worker dies
 
 
 @contextmanager
-def crew(where: str, loading: dict[str, Any]) -> Iterator[Crew]:
-    """Connect to workers, or start them.
+def connect(where: str, loading: dict[str, Any]) -> Iterator[Workers]:
+    """Connect to a running cluster, or start a local one.
 
     Args:
         where: ``local``, ``local:N`` for N processes on this machine, a scheduler's address, or its file.
         loading: arguments of ``Inpainter.load`` for the workers.
 
     Raises:
-        ConfigError: when there is no such cluster.
-        InpaintingError: when the scheduler goes away.
+        ConfigError: when no scheduler can be reached.
+        InpaintingError: when the connection to the scheduler is lost.
     """
-    by_path = {path: name for name, path in BUNDLED.items()}  # workers have their own copies of these
+    by_path = {path: name for name, path in BUNDLED.items()}  # workers load their own copies of bundled weights
     loading = loading | {"weights": by_path.get(loading["weights"], loading["weights"].absolute())}
-    for name in ("distributed", "distributed.client"):  # what concerns a user is logged here
+    for name in ("distributed", "distributed.client"):  # this module logs what users need
         logging.getLogger(name).setLevel(logging.CRITICAL)
     local = re.fullmatch("local(?::([1-9][0-9]*))?", where)
     with _local(local[1]) if local else _remote(where) as client:
         log.info("%d worker(s), dashboard at %s", len(client.nthreads()), client.dashboard_link)
-        joined = Crew(client, loading, _gpus() if local and loading["device"] in ("auto", "cuda") else [])
+        workers = Workers(client, loading, _gpus() if local and loading["device"] in ("auto", "cuda") else [])
         try:
-            yield joined
-            client.unregister_worker_plugin(joined.run)
+            yield workers
+            client.unregister_worker_plugin(workers.run)
         except (distributed.CancelledError, CommClosedError, OSError) as error:
             raise InpaintingError(
-                f"the scheduler is gone ({error})\n  Start it again, and say --resume: finished cases are kept."
+                f"lost the scheduler ({error})\n  Restart it and use --resume: finished cases are kept."
             ) from error
 
 
 @contextmanager
 def _local(number: str | None) -> Iterator[Client]:
-    """Start workers on this machine, which nothing beyond it can reach, and share its CPUs out among them."""
+    """Start workers that divide this machine's CPUs and listen on the loopback interface only."""
     workers = int(number or len(_gpus()) or max(1, host.cpus() // 2))
     with (
         LocalCluster(
@@ -221,14 +219,14 @@ def _local(number: str | None) -> Iterator[Client]:
 
 @contextmanager
 def _remote(where: str) -> Iterator[Client]:
-    """Connect to a scheduler that runs already."""
+    """Connect to a running scheduler by address or file."""
     file = "://" not in where
     if file and not Path(where).is_file():
-        advice = "Say local, local:4, tcp://host:port, or the file that a scheduler wrote."
+        advice = "Use local, local:4, tcp://host:port, or the file that a scheduler wrote."
         raise ConfigError(f"--cluster {where}: no such file\n  {advice}")
     try:
         client = Client(scheduler_file=where) if file else Client(where)
-    except (OSError, ValueError, AssertionError) as error:  # the last where a file is no scheduler's
+    except (OSError, ValueError, AssertionError) as error:  # AssertionError: not a scheduler's file
         raise ConfigError(f"--cluster {where}: no scheduler answers ({error})\n  Start one: dask scheduler.") from error
     with client:
         if not client.nthreads():
@@ -244,7 +242,7 @@ def _gpus() -> list[str]:
 
 
 def _plan(run: str, dask_worker: Worker) -> Plan:
-    """Return the plan that a worker would follow."""
+    """Return the plan of a worker's inpainter."""
     loader = _loader(dask_worker, run)
     assert loader
     assert loader.inpainter
@@ -252,7 +250,7 @@ def _plan(run: str, dask_worker: Worker) -> Plan:
 
 
 def _work(case: Case) -> int:
-    """Guess how long a case takes: a mask that is larger on disk has more slices, or more in them."""
+    """Estimate a case's relative cost by the size of its mask file, which grows with the number of slices."""
     try:
         return case.mask.stat().st_size
     except OSError:
@@ -260,9 +258,9 @@ def _work(case: Case) -> int:
 
 
 def _done(futures: Iterable[Future[Any]]) -> Iterable[Future[Any]]:
-    """Return what is done after a few seconds at most, as ``as_completed`` cannot: new workers get a case at once."""
+    """Return finished futures, or none after a timeout, so that workers that joined meanwhile get a case."""
     try:
-        return distributed.wait(list(futures), timeout=LOOK_EVERY, return_when="FIRST_COMPLETED").done
+        return distributed.wait(list(futures), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done
     except TimeoutError:
         return ()
 
@@ -270,15 +268,15 @@ def _done(futures: Iterable[Future[Any]]) -> Iterable[Future[Any]]:
 def _report(
     future: Future[Any], target: Path, case: Case, *, filler: Inpainter, record: Record, progress: ProgressBar
 ) -> None:
-    """Note what became of a case."""
+    """Record a case's result or failure."""
     try:
         report = future.result()
     except CaseError as error:
         fill.report_failed(case.id, error, record, progress)
     except distributed.KilledWorker as error:
         files.remove_leftovers(target.parent)
-        advice = "Give the workers more memory, or say --batch-size 1."
-        reason = f"{case.id}: workers died of it, the last at {error.last_worker}\n  {advice}"
+        advice = "Give the workers more memory, or use --batch-size 1."
+        reason = f"{case.id}: workers died while filling it, the last at {error.last_worker}\n  {advice}"
         fill.report_failed(case.id, CaseError(reason), record, progress)
     else:
         for warning in report["warnings"]:
@@ -290,15 +288,15 @@ def _report(
 
 
 def _fill(case: Case, target: Path, order: Order) -> dict[str, Any]:
-    """Fill a case with this worker's network."""
+    """Fill a case with the network that this worker has loaded."""
     import torch
 
     worker = distributed.get_worker()
     loader = _loader(worker, order.run)
-    if not loader or not loader.inpainter:  # it joined later, and its log says what it lacks
-        time.sleep(LOOK_EVERY)
+    if not loader or not loader.inpainter:  # setup failed on a worker that joined later; its log has the reason
+        time.sleep(POLL_SECONDS)
         raise distributed.Reschedule
-    with ONE_CASE:
+    with CASE_LOCK:
         torch.set_num_threads(worker.state.nthreads)
         own = loader.inpainter.plan
         plan = replace(order.plan, device=own.device, concurrent=own.concurrent)

@@ -28,7 +28,7 @@ from brats_inpainting.progress import ProgressBar, duration
 from brats_inpainting.record import Record
 
 if TYPE_CHECKING:
-    from brats_inpainting.cluster import Crew
+    from brats_inpainting.cluster import Workers
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def fill_folder(
     *,
     options: Options = Options(),
     existing: Existing = "error",
-    crew: Crew | None = None,
+    workers: Workers | None = None,
     quiet: bool = False,
 ) -> Record:
     """Fill all cases of a layout; a case that fails does not stop the others.
@@ -68,7 +68,7 @@ def fill_folder(
         output_path: folder of the results, or the file of a single one.
         options: how results are made, and the folder that receives ``run.json`` and single samples.
         existing: what happens to outputs that exist: an error, overwrite them, or resume and keep those.
-        crew: the workers of a cluster (``cluster.crew``); this process if not given.
+        workers: of a Dask cluster (``cluster.connect``); this process fills if not given.
         quiet: show no progress.
 
     Returns:
@@ -78,14 +78,14 @@ def fill_folder(
         ConfigError: when a folder cannot be written, or outputs exist that must not be overwritten or do not fit.
     """
     jobs = layout.jobs(output_path)
-    if crew:
-        filler = crew.load(filler, jobs, options)
+    if workers:
+        filler = workers.load(filler, jobs, options)
     settings = filler.settings() | {"seed": options.seed, "keep_dtype": options.keep_dtype}
     record = Record(options.report_path, settings, filler.facts())
     todo = _start(jobs, record, existing)
     with ProgressBar(len(todo), quiet=quiet) as progress:
         try:
-            (crew.fill if crew else _fill)(filler, todo, options, record, progress)
+            (workers.fill if workers else _fill)(filler, todo, options, record, progress)
         finally:
             record.write()
     log.info("%d of %d cases filled", len(todo) - len(record.failed), len(todo))

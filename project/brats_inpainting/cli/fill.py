@@ -141,11 +141,13 @@ def infer(
     chosen = preset, used.steps, used.sampler, used.samples, used.noise, used.smoothing, options.seed
     log.info("preset %s: %d steps of %s, %d sample(s), %s noise, filter %s, seed %d", *chosen)
     log.debug("%s", used)
-    with _crew(cluster, loading) as crew:
-        if not crew:
+    with _workers(cluster, loading) as workers:
+        if not workers:
             log.info("%s", inpainter.plan)
         existing = _existing(resume=resume, overwrite=overwrite)
-        record = fill_folder(inpainter, layout, target, options=options, existing=existing, crew=crew, quiet=quiet())
+        record = fill_folder(
+            inpainter, layout, target, options=options, existing=existing, workers=workers, quiet=quiet()
+        )
     if report_path:
         fills = {case: {"filled": path} for path, case in layout.jobs(target).items()}
         reports.write_for_run(fills, report_path, record.failed, not no_images)
@@ -231,13 +233,13 @@ def example(
     out.print(f"written: {case}")
 
 
-def _crew(where: str | None, loading: dict[str, Any]) -> Any:
-    """Return a context manager of the cluster's workers, of ``None`` without a cluster."""
+def _workers(where: str | None, loading: dict[str, Any]) -> Any:
+    """Return a context manager that gives the workers of a cluster, or ``None`` without one."""
     if not where:
         return nullcontext()
     from brats_inpainting import cluster
 
-    return cluster.crew(where, loading)
+    return cluster.connect(where, loading)
 
 
 def _existing(*, resume: bool, overwrite: bool) -> Existing:
