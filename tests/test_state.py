@@ -1,4 +1,4 @@
-"""What a training run keeps: weights of the moving average, and a state that only its own recipe goes on from."""
+"""Checkpoints and exported weights: the moving average is written, and only the same recipe can resume."""
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +12,7 @@ from brats_inpainting.data.cache import TrainingCase
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import ConfigError
-from brats_inpainting.state import FREE, State, export_state
+from brats_inpainting.state import MUTABLE, State, export_state
 from brats_inpainting.train import train
 from brats_inpainting.validate import Validation
 
@@ -36,8 +36,8 @@ def case(tmp_path_factory):
     return files
 
 
-def averaged(recipe, folder):
-    """A state whose network is unlike its average after two steps."""
+def two_step_state(recipe, folder):
+    """A state after two steps, with a network that differs from its average."""
     state = State.start(recipe, fold=0, data="data")
     state.open(folder, resume=False)
     for epoch in range(2):
@@ -48,31 +48,31 @@ def averaged(recipe, folder):
     return state
 
 
-def holds(path, network):
-    """Compare a file with the parameters of a network, in half precision, which weights are written in."""
+def has_parameters(path, network):
+    """Compare a weights file with a network, in half precision, as weights are written."""
     found = checkpoint.load(path).network.state_dict()
     return all(torch.equal(found[name].half(), tensor.half()) for name, tensor in network.state_dict().items())
 
 
 @BOTH
 def test_weights_are_those_of_the_first_moving_average_however_they_are_written(recipe, tmp_path):
-    state = averaged(recipe, tmp_path / "run")
+    state = two_step_state(recipe, tmp_path / "run")
     average = state.averages[0].module
     assert not any(torch.equal(a, b) for a, b in zip(average.parameters(), state.network.parameters(), strict=True))
     state.save(None)
-    assert holds(tmp_path / "run" / "weights.safetensors", average)
+    assert has_parameters(tmp_path / "run" / "weights.safetensors", average)
     ours, raw, first, _ = export_state(tmp_path / "run", tmp_path / "export")
-    assert holds(ours, average)
-    assert holds(first, average)
-    assert holds(raw, state.network)
+    assert has_parameters(ours, average)
+    assert has_parameters(first, average)
+    assert has_parameters(raw, state.network)
     (tmp_path / "run" / "weights.safetensors").unlink()
-    state.keep_the_best(0.5)
-    assert holds(tmp_path / "run" / "weights.safetensors", average)
+    state.save_if_best(0.5)
+    assert has_parameters(tmp_path / "run" / "weights.safetensors", average)
 
 
 @BOTH
 def test_the_moving_average_validates_and_not_the_network(recipe, case, tmp_path):
-    state = averaged(recipe, tmp_path)
+    state = two_step_state(recipe, tmp_path)
     validation = Validation.of([case], recipe)
     before = validation.run(state, tmp_path)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_the_first_step_is_as_long_as_warm_up_and_clipping_say(case, tmp_path):
         assert state["optimiser"]["param_groups"][0]["lr"] == pytest.approx(length or 1e-3), name
 
 
-# for every setting that decides the numbers, another value than RECIPE's
+# For every setting that affects the result, a value that differs from RECIPE's.
 OTHER = {
     "unet": {"width": 64},
     "diffusion": {"window": 64},
@@ -141,19 +141,19 @@ OTHER = {
 def run(tmp_path_factory):
     """A folder with a state."""
     folder = tmp_path_factory.mktemp("run")
-    averaged(RECIPE, folder).save(None)
+    two_step_state(RECIPE, folder).save(None)
     return folder
 
 
-def test_every_setting_of_a_recipe_is_compared_or_known_to_be_free():
-    assert {*OTHER} | FREE == {*TrainConfig.model_fields} | {"fold", "data"}
-    assert not {*OTHER} & FREE
+def test_every_setting_of_a_recipe_is_compared_or_known_to_be_mutable():
+    assert {*OTHER} | MUTABLE == {*TrainConfig.model_fields} | {"fold", "data"}
+    assert not {*OTHER} & MUTABLE
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_a_run_is_not_resumed_with_another(name, run):
-    told = {"fold": 0, "data": "data"}
-    changed = told | {name: OTHER[name]} if name in told else told
-    recipe = RECIPE if name in told else with_(**{name: OTHER[name]})
+    inputs = {"fold": 0, "data": "data"}
+    changed = inputs | {name: OTHER[name]} if name in inputs else inputs
+    recipe = RECIPE if name in inputs else with_(**{name: OTHER[name]})
     with pytest.raises(ConfigError, match=f"the run there has another {name}\n"):
         State.start(recipe, **changed).open(run, resume=True)

@@ -273,7 +273,7 @@ def test_a_signal_writes_the_state_and_shows_in_the_exit_code(number, prepared, 
 
 def test_a_folder_with_a_run_is_neither_overwritten_nor_continued_with_another_recipe(run):
     run(recipe=with_(max_steps=1))
-    with pytest.raises(ConfigError, match="Say --resume"):
+    with pytest.raises(ConfigError, match="Use --resume to continue it"):
         run()
     with pytest.raises(ConfigError, match="another batch_size, lr"):
         run(recipe=with_(lr=1e-4, batch_size=2), resume=True)
@@ -282,7 +282,7 @@ def test_a_folder_with_a_run_is_neither_overwritten_nor_continued_with_another_r
 def test_minutes_end_a_run_and_it_says_that_it_is_not_finished(run, caplog):
     caplog.set_level("INFO")
     run(recipe=with_(max_steps=100_000), minutes=0.01)
-    assert "to go with --resume" in caplog.messages[-1]
+    assert "steps left; use --resume" in caplog.messages[-1]
     caplog.clear()
     run("short", recipe=with_(max_steps=2))
     assert caplog.messages[-1] == "step 2: finished"
@@ -321,11 +321,11 @@ def test_a_folder_of_its_own_validates_and_all_other_subjects_train(run, prepare
     assert "ssim" in lines(tmp_path / "run")[-1]
     assert [path.name for path in (tmp_path / "run" / "pictures").iterdir()] == ["BraTS-GLI-90002-000-00000002.png"]
     assert json.loads((tmp_path / "run" / "folds.json").read_text())["validation"] == [[], []]
-    with pytest.raises(ConfigError, match="trains and validates"):
+    with pytest.raises(ConfigError, match="in training and validation data"):
         run("again", recipe=recipe, validation_path=prepared[1])
 
 
-def test_a_cpu_that_would_imitate_half_precision_trains_in_float32(run, monkeypatch, caplog):
+def test_a_cpu_that_would_emulate_half_precision_trains_in_float32(run, monkeypatch, caplog):
     whole = run("whole", recipe=with_(max_steps=2))
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
     half = run("half", recipe=with_(max_steps=2, precision="bf16"))
@@ -349,7 +349,7 @@ def test_a_state_is_exported_for_us_and_for_guided_diffusion(run, tmp_path, capl
     averaged = {name.removeprefix("module."): t for name, t in stored["averages"][1].items() if name != "n_averaged"}
     assert_equal(dict(loaded[3].network.state_dict()), averaged)
     assert [weights.ema for weights in loaded] == [True, False, True, True]
-    assert "has no room for" in caplog.text  # x_0 prediction, [−1, 1], windows
+    assert "cannot store" in caplog.text  # x_0 prediction, [−1, 1], windows
     assert export_state(tmp_path / "run", tmp_path / "again")[0].name == "weights-000020.safetensors"
     with pytest.raises(ConfigError, match="not a state"):
         export_state(written[1], tmp_path / "export")
@@ -435,12 +435,12 @@ def test_a_damaged_last_state_and_a_torn_line_do_not_hinder_a_resumption(run, tm
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2')
     run(resume=True)
-    assert "damaged; the one before is taken" in caplog.text
+    assert "damaged; using the previous state" in caplog.text
     assert [line["step"] for line in lines(tmp_path / "run")] == [10, 20]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(run):
-    with pytest.raises(ConfigError, match="cannot be shared evenly"):
+    with pytest.raises(ConfigError, match="cannot be divided evenly among 1 processes in 3 parts"):
         run(recipe=with_(batch_size=4, accumulate=3))
 
 
@@ -502,7 +502,7 @@ def test_training_begins_with_given_weights_and_says_so_in_what_it_writes(run):
     for name, tensor in old.network.state_dict().items():
         assert torch.allclose(new.network.state_dict()[name], tensor, atol=1e-3)
     assert old.sha256 in second.read_bytes()[:20000].decode(errors="replace")
-    with pytest.raises(ConfigError, match="of another network or diffusion"):
+    with pytest.raises(ConfigError, match="network or diffusion differ from the recipe's"):
         run("third", with_(unet=UNET.model_copy(update={"multipliers": (1, 2)})), initial_weights=first)
 
 

@@ -1,4 +1,4 @@
-"""What a training run tells while it lasts: lines, metrics.jsonl, TensorBoard, and curves at the end."""
+"""Training metrics: log lines, metrics.jsonl, TensorBoard, and curves at the end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Figures of a run by step, in ``metrics.jsonl`` and, where it is installed, TensorBoard."""
+    """Writes metrics by step to ``metrics.jsonl`` and, if installed, TensorBoard."""
 
     def __init__(self, folder: Path, *, after: int) -> None:
-        """Go on after a step: what an interrupted run noted beyond it is dropped."""
+        """Continue after a step; lines of an interrupted run beyond it are dropped."""
         self.path = folder / "metrics.jsonl"
         kept = [row for row in self._rows() if row["step"] <= after]
         with atomic_write(self.path) as unfinished:
@@ -29,9 +29,9 @@ class Journal:
         self.board = _tensorboard(folder)
 
     def figures(self, step: int, figures: dict[str, float], *, lr: float, config: TrainConfig) -> None:
-        """Note the losses, and say how fast it goes and how long it will still take."""
+        """Write the losses, and log speed and remaining time."""
         now = time.monotonic()
-        rate, self.step, self.time = (step - self.step) / (now - self.time), step, now  # steps a second, lately
+        rate, self.step, self.time = (step - self.step) / (now - self.time), step, now  # steps per second
         speed, left = rate * config.batch_size, duration((config.max_steps - step) / rate)
         self._write(step, figures | {"lr": lr, "slices_per_s": round(speed, 2)})
         log.info(
@@ -39,20 +39,20 @@ class Journal:
         )
 
     def scores(self, step: int, scores: dict[str, float]) -> float:
-        """Note how well the validation cases were filled, and return the SSIM."""
+        """Write the validation scores, and return the SSIM."""
         self._write(step, scores)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         return scores["ssim"]
 
     def close(self) -> None:
-        """Draw the curves, if there is something to draw with."""
+        """Close TensorBoard, and draw the curves if matplotlib is installed."""
         if self.board:
             self.board.close()
         if pictures.can_draw():
             pictures.curves(self._rows(), self.path.with_name("curves.png"))
 
     def _rows(self) -> list[dict[str, float]]:
-        """Read the journal; a last line that a killed run left half written is dropped."""
+        """Read the metrics; an incomplete last line is dropped."""
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("}\n")]
 

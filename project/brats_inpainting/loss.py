@@ -1,4 +1,4 @@
-"""The loss of a batch of training windows: the hybrid loss with weighted voxels, and structural similarity.
+"""The training loss: hybrid diffusion loss with weighted voxels, plus structural similarity.
 
 Shapes: N windows, C channels, V the axes of a window (H W of a patch, X Y Z of a box).
 """
@@ -17,7 +17,7 @@ from brats_inpainting.diffusion.process import Network, Schedule, per_window, tr
 
 RADIUS, SIGMA = 5, 1.5  # of the Gaussian of SSIM, in voxels
 C1, C2 = 0.01**2, 0.03**2  # for intensities in [0, 1]
-LEAST = 1e-12  # instead of 0 voxels, where a mean has nothing to be taken of
+EPSILON = 1e-12  # avoids division by 0 for an empty region
 
 
 class Terms(NamedTuple):
@@ -49,7 +49,7 @@ def terms(network: Network, schedule: Schedule, config: TrainConfig, batch: Batc
         weight_N1V=weights(batch.mask_N1V, config),
     )
     ssim_N = torch.zeros_like(losses.mse_N)
-    if config.ssim:  # of all windows, so that nothing waits for the GPU to tell which are at T − 1
+    if config.ssim:  # computed for all windows: selecting those at T − 1 would synchronise with the GPU
         scaled_N1V = (losses.x0_N1V - low) / (high - low)
         unlike_N = 1 - similarity(scaled_N1V, batch.truth_N1V, batch.mask_N1V)
         ssim_N = config.ssim * unlike_N * (batch.t_N == len(schedule) - 1)
@@ -60,7 +60,7 @@ def weights(mask_N1V: Tensor, config: TrainConfig) -> Tensor:
     """Return the weight of every voxel in the mean of the squared error over its window."""
     inside_N1V, outside_N1V = mask_N1V, 1 - mask_N1V
     if config.weighting == "region":
-        inside_N1V, outside_N1V = (part / _mean(part).clamp_min(LEAST) for part in (inside_N1V, outside_N1V))
+        inside_N1V, outside_N1V = (part / _mean(part).clamp_min(EPSILON) for part in (inside_N1V, outside_N1V))
     weight_N1V = inside_N1V + config.weight_outside * outside_N1V
     return weight_N1V if config.weighting == "region" else weight_N1V / _mean(weight_N1V)
 
@@ -68,23 +68,23 @@ def weights(mask_N1V: Tensor, config: TrainConfig) -> Tensor:
 def similarity(image_N1V: Tensor, truth_N1V: Tensor, mask_N1V: Tensor) -> Tensor:
     """Return the challenge's SSIM of each window: both images in [0, 1] times the mask, averaged over the mask.
 
-    The Gaussian works in the planes of the last two axes: the sagittal slices of a box X Y Z.
+    The Gaussian is 2D, over the last two axes: the sagittal slices of a box X Y Z.
     """
     a, b = image_N1V.clamp(0, 1) * mask_N1V, truth_N1V * mask_N1V
     mean_a, mean_b, aa, bb, ab = _blurred(torch.stack([a, b, a * a, b * b, a * b]))
     luminance = (2 * mean_a * mean_b + C1) / (mean_a.square() + mean_b.square() + C1)
     structure = (2 * (ab - mean_a * mean_b) + C2) / (aa + bb - mean_a.square() - mean_b.square() + C2)
-    return per_window(luminance * structure * mask_N1V) / per_window(mask_N1V).clamp_min(LEAST)
+    return per_window(luminance * structure * mask_N1V) / per_window(mask_N1V).clamp_min(EPSILON)
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Blur along the last two axes: two products with banded matrices, faster than convolutions of one channel."""
+    """Blur along the last two axes by products with banded matrices, faster than single-channel convolutions."""
     rows, columns = (_gaussian(n, images.device) for n in images.shape[-2:])
     return rows @ images @ columns
 
 
 def _gaussian(length: int, device: torch.device) -> Tensor:
-    """Return the symmetric matrix that blurs a row of ``length`` voxels, zeros beyond its ends."""
+    """Return the symmetric matrix that blurs ``length`` voxels with zero padding."""
     index = torch.arange(length, device=device)
     distance = (index[:, None] - index).abs()
     total = sum(math.exp(-(d**2) / (2 * SIGMA**2)) for d in range(-RADIUS, RADIUS + 1))

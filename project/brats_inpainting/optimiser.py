@@ -1,4 +1,4 @@
-"""How the network learns: AdamW as in the paper, or Muon (docs/training.md)."""
+"""The optimisers: AdamW as in the paper, or Muon (docs/training.md)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NARROW = 16  # a matrix with fewer rows or columns has little to orthogonalise
 
 
 def choose(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser of a network; there is no weight decay (§3.2 names none).
+    """Return the recipe's optimiser for a network, without weight decay (§3.2 names none).
 
     Raises:
-        ConfigError: when this build of torch has no such optimiser.
+        ConfigError: when torch is too old for it.
     """
     if config.optimiser == "muon":
         return MuonOfFilters(network.parameters(), config.lr)
@@ -27,14 +27,14 @@ def choose(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 class MuonOfFilters(torch.optim.Optimizer):
-    """Muon for the hidden layers, each filter a row of a matrix, and AdamW at a third of its rate for the rest.
+    """Muon for the hidden layers, flattened to one row per filter; AdamW at a third of the rate for the rest.
 
     Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; updates are scaled to the size of
     AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", equation 4).
     """
 
     def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
-        """Share the parameters out.
+        """Assign each parameter to Muon or AdamW.
 
         Raises:
             ConfigError: when torch is older than 2.9.
@@ -53,10 +53,10 @@ class MuonOfFilters(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take a step with the gradients at hand."""
+        """Update the parameters from their gradients."""
         rate = self.param_groups[0]["lr"]
         self.parts["muon"].param_groups[0]["lr"], self.parts["adamw"].param_groups[0]["lr"] = rate, rate / 3
-        self._follow()
+        self._copy_filters()
         for matrix, p in zip(self.rows, self.filters, strict=True):
             matrix.grad = None if p.grad is None else p.grad.flatten(1)
         for part in self.parts.values():
@@ -65,16 +65,16 @@ class MuonOfFilters(torch.optim.Optimizer):
             p.copy_(matrix.view(p.shape))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what both remember."""
+        """Return the states of both optimisers."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember what both did."""
-        self._follow()
+        """Restore the states of both optimisers."""
+        self._copy_filters()
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
 
-    def _follow(self) -> None:
-        """Copy the filters to where the network is by now."""
+    def _copy_filters(self) -> None:
+        """Copy the network's current filters into the matrices."""
         for matrix, p in zip(self.rows, self.filters, strict=True):
             matrix.data = p.detach().flatten(1).clone()

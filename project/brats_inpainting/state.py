@@ -1,4 +1,4 @@
-"""All that a training run is made of at a step, on disk and back; and the weights that come out of it."""
+"""Training checkpoints, and export of the weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from brats_inpainting.files import atomic_write, make_writable
 
 log = logging.getLogger(__name__)
 
-# What may differ between a run and its resumption; only max_steps touches the numbers, where the learning rate falls.
-FREE = {
+# Settings that may change when a run is resumed. Only max_steps affects the result, through the decay of the rate.
+MUTABLE = {
     "max_steps",
     "workers",
     "report_every",
@@ -36,7 +36,7 @@ FREE = {
 
 @dataclass
 class State:
-    """Network, moving averages, optimiser, and the place in the stream from which all randomness follows."""
+    """Network, moving averages, optimiser, and the position in the data stream, which determines all randomness."""
 
     config: TrainConfig
     fold: int
@@ -54,34 +54,34 @@ class State:
 
     @classmethod
     def start(cls, config: TrainConfig, *, fold: int, data: str, initial: Path | None = None) -> State:
-        """Build everything from the recipe; ``data`` is the hash of the inputs, ``initial`` holds first weights.
+        """Build network, averages and optimiser; ``data`` is the hash of the inputs, ``initial`` a weights file.
 
         Raises:
-            ConfigError: when those weights are of another network, or mean something else.
+            ConfigError: when the weights have another network or diffusion than the recipe.
         """
         torch.manual_seed(config.seed)
         network = UNet(config.unet).to(memory_format=MEMORY_FORMAT[config.unet.dims])  # type: ignore[call-overload]
         origin = ""
         if initial:
-            given = checkpoint.load(initial)
-            if given.network.config != config.unet or given.diffusion != config.diffusion:
-                raise ConfigError(f"{initial}: of another network or diffusion than the recipe's\n  Make them equal.")
-            network.load_state_dict(given.network.state_dict())
-            origin = given.sha256
+            loaded = checkpoint.load(initial)
+            if loaded.network.config != config.unet or loaded.diffusion != config.diffusion:
+                raise ConfigError(f"{initial}: network or diffusion differ from the recipe's\n  Make them equal.")
+            network.load_state_dict(loaded.network.state_dict())
+            origin = loaded.sha256
         network.checkpointing = config.checkpointing
         averages = [AveragedModel(network) for _ in config.ema]
         return cls(config, fold, data, network, averages, optimiser.choose(network, config), origin=origin)
 
     @property
     def weights_path(self) -> Path:
-        """Where the weights go that ``infer`` takes."""
+        """Path of the weights for ``infer``."""
         return self.folder / "weights.safetensors"
 
     def open(self, folder: Path, *, resume: bool) -> None:
-        """Take a folder for this run, drop what a killed run left half written, and find the state to resume from.
+        """Prepare the folder of this run: remove partial files, and read the latest state that is intact.
 
         Raises:
-            ConfigError: when the folder holds a run and nothing was said about it, or the run is another one.
+            ConfigError: when the folder holds a run and ``resume`` is false, or that run has other settings.
         """
         self.folder = folder
         for place in (folder, folder / "state"):
@@ -89,21 +89,21 @@ class State:
         found = sorted((folder / "state").glob("*.pt"), reverse=True)
         if found and not resume:
             raise ConfigError(
-                f"{folder}: holds a training run\n  Say --resume to go on with it, or give another folder."
+                f"{folder}: holds a training run\n  Use --resume to continue it, or choose another folder."
             )
         for path in found:
             try:
                 self.stored = torch.load(path, map_location="cpu", weights_only=True)
                 break
             except Exception:  # noqa: BLE001 (damaged bytes can make torch's reader raise anything)
-                log.warning("%s: damaged; the one before is taken", path)
+                log.warning("%s: damaged; using the previous state", path)
         if found and not self.stored:
-            raise ConfigError(f"{folder}: no state there can be read\n  Begin anew in another folder.")
+            raise ConfigError(f"{folder}: no state can be read\n  Start again in another folder.")
         if found:
             self._check(folder)
 
     def resume(self, device: torch.device, scaler: Any) -> None:
-        """Follow the network to its device, and become the state that ``open`` found, if any."""
+        """Move the averages to the network's device, and restore the state that ``open`` found, if any."""
         for average in self.averages:
             average.to(device)
         if not self.stored:
@@ -120,13 +120,13 @@ class State:
         self.stored = {}
 
     def advance(self, epoch: int, batch: int) -> None:
-        """Count a step; the next begins at this place of the stream."""
+        """Update the averages and the step; ``epoch`` and ``batch`` are where the next step starts."""
         for average, rate in zip(self.averages, self.config.ema, strict=True):
-            self._follow(average, rate)
+            self._update(average, rate)
         self.step, self.epoch, self.batch = self.step + 1, epoch, batch
 
     def check(self) -> None:
-        """Refuse a network that is no longer made of numbers, before it is saved.
+        """Reject a network with non-finite parameters before it is saved.
 
         Raises:
             InpaintingError: when a parameter is not finite.
@@ -134,11 +134,11 @@ class State:
         if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
             raise InpaintingError(
                 f"the network is not finite at step {self.step}\n"
-                "  The last state is from before. Lower lr, set clip, or take bf16 for fp16."
+                "  The last state was saved before that. Lower lr, set clip, or use bf16 for fp16."
             )
 
     def save(self, scaler: Any) -> None:
-        """Write the state whole or not at all, and keep the last few."""
+        """Write the state atomically, and delete all but the last ``keep`` states."""
         content = {
             "network": self.network.state_dict(),
             "averages": [average.state_dict() for average in self.averages],
@@ -153,19 +153,19 @@ class State:
             torch.save(content, unfinished)
         for old in sorted((self.folder / "state").glob("*.pt"))[: -self.config.keep]:
             old.unlink()
-        if self.best == float("-inf"):  # nothing validated yet: the latest is the best that is known
+        if self.best == float("-inf"):  # not validated yet: write the latest
             self._write_weights()
 
-    def keep_the_best(self, score: float) -> None:
-        """Write the moving average as the weights to use if it scores higher than all before."""
+    def save_if_best(self, score: float) -> None:
+        """Write the first moving average for ``infer`` if the score is the highest so far."""
         if score > self.best:
             self.best = score
             self._write_weights()
             log.info("step %d scores best so far: %s", self.step, self.weights_path)
 
     @torch.no_grad()
-    def _follow(self, average: AveragedModel, rate: float) -> None:
-        """Take the network into an average; its own ``update_parameters`` would wait for the GPU."""
+    def _update(self, average: AveragedModel, rate: float) -> None:
+        """Update an average; ``AveragedModel.update_parameters`` would synchronise with the GPU."""
         limit = (1 + self.step) / (10 + self.step) if self.config.ema_warmup else 1.0
         mix = get_ema_multi_avg_fn(min(rate, limit) if self.step else 0.0)  # the first step is copied
         mix(list(average.module.parameters()), list(self.network.parameters()), average.n_averaged)
@@ -177,30 +177,30 @@ class State:
 
     def _check(self, path: Path) -> None:
         ours = self.config.model_dump(mode="json") | {"fold": self.fold, "data": self.data}
-        begun_with = TrainConfig.model_validate_json(self.stored["config"])  # what it does not name is at its default
-        theirs = begun_with.model_dump(mode="json") | {name: self.stored[name] for name in ("fold", "data")}
-        if differing := sorted(name for name in ours if name not in FREE and ours[name] != theirs.get(name)):
+        stored = TrainConfig.model_validate_json(self.stored["config"])  # settings it lacks have their defaults
+        theirs = stored.model_dump(mode="json") | {name: self.stored[name] for name in ("fold", "data")}
+        if differing := sorted(name for name in ours if name not in MUTABLE and ours[name] != theirs.get(name)):
             raise ConfigError(
                 f"{path}: the run there has another {', '.join(differing)}\n"
-                "  Resume with the recipe, fold and data that it began with, or give another folder."
+                "  Resume with its recipe, fold and data, or choose another folder."
             )
 
 
 def export(weights: dict[str, torch.Tensor], config: TrainConfig, step: int, path: Path, *, origin: str = "") -> None:
-    """Write weights for inference, with the recipe, the step and the SHA-256 of the first weights in the metadata."""
+    """Write weights for inference; the metadata holds recipe, step and SHA-256 of the initial weights."""
     notes = {"training": config.model_dump(mode="json", exclude={"unet", "diffusion"}), "step": step}
     notes |= {"initial_weights": origin} if origin else {}
     checkpoint.save(path, weights, unet=config.unet, diffusion=config.diffusion, ema=True, notes=notes)
 
 
 def read(path: Path) -> tuple[dict[str, Any], TrainConfig, dict[float, dict[str, torch.Tensor]]]:
-    """Return what a state holds, its recipe, and the parameters of every moving average by its rate.
+    """Return the content of a state, its recipe, and the parameters of every moving average by its rate.
 
     Args:
-        path: a file of a run's ``state`` folder, or the run's own folder for the newest.
+        path: a file of a run's ``state`` folder, or the run's folder for the latest.
 
     Raises:
-        ConfigError: when the file is no state of a training run.
+        ConfigError: when the file is not a state of a training run.
     """
     path = max((path / "state").glob("*.pt"), default=path)
     try:
@@ -216,21 +216,21 @@ def read(path: Path) -> tuple[dict[str, Any], TrainConfig, dict[float, dict[str,
 
 
 def export_state(path: Path, folder: Path) -> list[Path]:
-    """Write what a state holds for others: ours, and guided-diffusion's own files.
+    """Write the weights of a state as ``.safetensors``, and in guided-diffusion's format.
 
     Args:
-        path: a file of a run's ``state`` folder, or the run's own folder for the newest.
+        path: a file of a run's ``state`` folder, or the run's folder for the latest.
         folder: receives ``weights-{step}.safetensors``, and in float32 ``savedmodel{step}.pt`` and, for every moving
             average, ``emasavedmodel_{rate}_{step}.pt``.
 
     Raises:
-        ConfigError: when the file is no state of a training run.
+        ConfigError: when the file is not a state of a training run.
     """
     stored, config, averages = read(path)
     step = stored["step"]
     make_writable(folder)
     if config.diffusion != DiffusionConfig():
-        log.warning("a .pt has no room for %s: infer needs the .safetensors", config.diffusion)
+        log.warning("a .pt file cannot store %s: use the .safetensors file with infer", config.diffusion)
     ours = folder / f"weights-{step:06d}.safetensors"
     export(averages[config.ema[0]], config, step, ours, origin=stored.get("origin", ""))
     written = {folder / f"savedmodel{step:06d}.pt": stored["network"]}

@@ -1,6 +1,6 @@
-"""One visible training loop (paper §3.2): on a CPU, a GPU, or as many processes as torchrun starts.
+"""The training loop (paper §3.2): on a CPU, one GPU, or several processes started by torchrun.
 
-Shapes: N windows of a process's part of a batch.
+Shapes: N windows in one process's part of a batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-PATIENCE = timedelta(hours=12)  # that other processes have while the main one prepares or validates
+TIMEOUT = timedelta(hours=12)  # other processes wait this long while the main one prepares scans or validates
 
 
 def train(
@@ -53,27 +53,27 @@ def train(
 ) -> Path:
     """Train until ``config.max_steps``.
 
-    A script that calls this does so under ``if __name__ == "__main__"``: the scans are prepared in spawned processes.
+    Scripts must call this under ``if __name__ == "__main__"``, because scans are prepared in spawned processes.
 
     Args:
         data_path: the training folder of BraTS Local Synthesis: complete scans ``*-t1n.nii.gz`` with their masks.
-        output_path: receives weights.safetensors (the best by validation where there is one, else the latest moving
-            average), state/ (all that a resumption needs), metrics.jsonl, folds.json, pictures and curves.
+        output_path: receives weights.safetensors (the moving average with the best validation score, or the latest
+            without validation), state/ (checkpoints), metrics.jsonl, folds.json, pictures and curves.
         config: network, diffusion and recipe.
-        fold: whose held-out subjects validate.
-        resume: go on from the last state in ``output_path``, bit for bit as if nothing had happened.
+        fold: number of the fold whose subjects are held out for validation.
+        resume: continue from the last state in ``output_path``, on a CPU bit-identical to an uninterrupted run.
         cache_path: folder of the prepared scans; inside ``output_path`` if not given.
-        validation_path: complete cases that validate, instead of a fold's; then all of ``data_path`` trains.
-        initial_weights: a weights file to begin with, of the recipe's network and diffusion; else at random.
-        minutes: stop earlier, with the state written, when so many have passed.
+        validation_path: complete cases for validation, instead of a fold; then all of ``data_path`` is trained on.
+        initial_weights: weights file for the recipe's network and diffusion; random if not given.
+        minutes: write the state and stop after this time.
 
     Returns:
         The path of weights.safetensors.
 
     Raises:
-        ConfigError: when recipe, data and an earlier run in ``output_path`` do not go together.
-        InpaintingError: when the loss is no longer finite; the last state is from before.
-        SystemExit: 128 + signal number after SIGTERM or Ctrl-C, with the state written.
+        ConfigError: when recipe or data are invalid, or do not match an earlier run in ``output_path``.
+        InpaintingError: when the loss is not finite; the last state was saved before that.
+        SystemExit: 128 + signal number after SIGTERM or Ctrl-C; the state is saved first.
     """
     accelerator = _accelerator(config)
     files = cache.find(data_path)
@@ -82,18 +82,18 @@ def train(
     stop = _Stop(minutes)
     with accelerator.main_process_first():
         state.open(output_path, resume=resume)
-        training, validating = _shared_out(files, held[fold], validation_path)
+        training, validating = _split(files, held[fold], validation_path)
         scans = cache.prepare(training, cache_path or output_path / "cache")
     network, optimiser = accelerator.prepare(
         torch.compile(state.network) if config.compile else state.network, state.optimiser
     )
     state.resume(accelerator.device, accelerator.scaler)
-    keeper = None
+    callbacks = None
     if accelerator.is_main_process:
         folds.write(held, output_path / "folds.json", seed=config.seed)
-        keeper = _Keeper.of(state, validating, accelerator.scaler)
+        callbacks = _Callbacks.of(state, validating, accelerator.scaler)
 
-    schedule, seen = Schedule.of(config.diffusion), _Seen(scans, config)
+    schedule, losses = Schedule.of(config.diffusion), _Losses(scans, config)
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = dataset.batches(scans, config, epoch=state.epoch, batch=state.batch, rank=rank, world=world)
     stop.listen()
@@ -103,38 +103,40 @@ def train(
         for part in parts:
             item = part.to(accelerator.device)
             with accelerator.accumulate(network):  # the optimiser steps after the last part
-                losses = terms(network, schedule, config, augment(item, config.augmentation))
-                accelerator.backward(losses.total_N.mean())
+                loss = terms(network, schedule, config, augment(item, config.augmentation))
+                accelerator.backward(loss.total_N.mean())
                 _clip(accelerator, network, config)
                 optimiser.step()
                 optimiser.zero_grad()
-            seen.add(item, losses)
+            losses.add(item, loss)
         state.advance(epoch, batch)
-        last = stop.asked(accelerator) or state.step == config.max_steps
+        last = stop.requested(accelerator) or state.step == config.max_steps
         if last or _due(state.step, config):
-            figures = seen.figures(accelerator, state.step)  # before anything is saved: nonsense ends the run here
+            figures = losses.figures(accelerator, state.step)  # raises before a non-finite state is saved
             state.check()
-            if keeper:
-                keeper.keep(figures, last=last)
+            if callbacks:
+                callbacks.run(figures, last=last)
         if last:
             break
-    if keeper:
-        keeper.journal.close()
+    if callbacks:
+        callbacks.journal.close()
     accelerator.end_training()
-    stop.leave(state)
+    stop.finish(state)
     return state.weights_path
 
 
-def _shared_out(
+def _split(
     files: list[TrainingCase], held_out: list[str], validation_path: Path | None
 ) -> tuple[list[TrainingCase], list[TrainingCase]]:
-    """Return the cases that train and those that validate; no subject does both."""
+    """Return the cases for training and those for validation; no subject is in both."""
     training = [case for case in files if case.subject not in held_out]
     if not validation_path:
         return training, [case for case in files if case.subject in held_out]
     validating = cache.find(validation_path)
     if both := {case.subject for case in training} & {case.subject for case in validating}:
-        raise ConfigError(f"{', '.join(sorted(both))}: trains and validates\n  Take it out of one of the folders.")
+        raise ConfigError(
+            f"{', '.join(sorted(both))}: in training and validation data\n  Remove it from one of the folders."
+        )
     return training, validating
 
 
@@ -143,30 +145,30 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         raise container.missing("training needs accelerate", "train") from error
-    torch.backends.cudnn.benchmark = config.unet.dims == 3  # all windows have one shape: search for its fastest kernels
+    torch.backends.cudnn.benchmark = config.unet.dims == 3  # all windows have one shape: autotune kernels
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=_precision(config).replace("fp32", "no"),
         gradient_accumulation_steps=config.accumulate,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     if config.batch_size % (accelerator.num_processes * config.accumulate):
         shares = f"{accelerator.num_processes} processes in {config.accumulate} parts"
-        raise ConfigError(f"batch_size {config.batch_size} cannot be shared evenly by {shares}\n  Change it, or them.")
+        raise ConfigError(f"batch_size {config.batch_size} cannot be divided evenly among {shares}\n  Change either.")
     return accelerator
 
 
 def _precision(config: TrainConfig) -> str:
-    """Return the recipe's precision, but float32 on a CPU that would imitate a shorter one, seven times slower."""
-    imitated = not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX")
-    if config.precision != "fp32" and imitated:
+    """Return the recipe's precision, or float32 on a CPU that only emulates the recipe's (seven times slower)."""
+    emulated = not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX")
+    if config.precision != "fp32" and emulated:
         log.warning("this CPU has no %s, training in float32", config.precision)
         return "fp32"
     return config.precision
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
-    """Warm up linearly, stay, and fall linearly to the end."""
+    """Return the rate of a step: linear warm-up, constant, linear decay at the end."""
     return config.lr * min(1, (step + 1) / config.warmup, (config.max_steps - step) / config.decay)
 
 
@@ -185,8 +187,8 @@ def _due(step: int, config: TrainConfig) -> bool:
 
 
 @dataclass
-class _Keeper:
-    """What the main process does beside training: it reports, saves and validates."""
+class _Callbacks:
+    """Reporting, validation and checkpoints, in the main process only."""
 
     state: State
     scaler: Any
@@ -194,38 +196,38 @@ class _Keeper:
     validation: Validation | None
 
     @classmethod
-    def of(cls, state: State, held: list[TrainingCase], scaler: Any) -> _Keeper:
-        """Open the journal where the state stands, and choose among the held-out cases."""
+    def of(cls, state: State, held: list[TrainingCase], scaler: Any) -> _Callbacks:
+        """Open the journal at the state's step, and choose the validation cases."""
         return cls(state, scaler, Journal(state.folder, after=state.step), Validation.of(held, state.config))
 
-    def keep(self, figures: dict[str, float], *, last: bool) -> None:
-        """Do what is due after this step."""
+    def run(self, figures: dict[str, float], *, last: bool) -> None:
+        """Report, and validate and save if due after this step."""
         state, config = self.state, self.state.config
         self.journal.figures(state.step, figures, lr=_learning_rate(config, state.step - 1), config=config)
         if self.validation and (state.step % config.validate_every == 0 or state.step == config.max_steps):
-            state.keep_the_best(self.journal.scores(state.step, self.validation.run(state, state.folder)))
+            state.save_if_best(self.journal.scores(state.step, self.validation.run(state, state.folder)))
         if last or state.step % config.save_every == 0:
             state.save(self.scaler)
 
 
 @dataclass
-class _Seen:
-    """What went through the network since the last report; looked at rarely, so that a GPU is not kept waiting."""
+class _Losses:
+    """Losses of the windows since the last report, read only then to avoid synchronising with the GPU."""
 
     scans: list[CachedScan]
     config: TrainConfig
     rows: list[Tensor] = field(default_factory=list)
 
-    def add(self, item: Item, losses: Terms) -> None:
-        """Note timestep, the terms of the loss and the place of each window."""
-        columns = (item.t[:, None], *(term_N[:, None] for term_N in losses), item.place_2)
+    def add(self, item: Item, loss: Terms) -> None:
+        """Store timestep, loss terms, scan and slice of each window."""
+        columns = (item.t[:, None], *(term_N[:, None] for term_N in loss), item.place_2)
         self.rows.append(torch.cat([column.detach().double() for column in columns], dim=1))
 
     def figures(self, accelerator: Accelerator, step: int) -> dict[str, float]:
         """Return the mean losses over all processes, and the squared error by quartile of the timestep.
 
         Raises:
-            InpaintingError: when a loss was not finite, with the windows where it was not.
+            InpaintingError: when a loss is not finite; names the windows.
         """
         rows = accelerator.gather(torch.cat(self.rows)).cpu()
         self.rows.clear()
@@ -234,7 +236,7 @@ class _Seen:
             where = {f"{self.scans[int(i)].id} slice {int(k)}" for i, k in zip(scan[bad], z[bad], strict=True)}
             raise InpaintingError(
                 f"the loss is not finite at or before step {step}: {', '.join(sorted(where)[:8])}\n"
-                "  The last state is from before. Look there; lower lr, set clip, or take bf16 for fp16."
+                "  The last state was saved before that. Check these scans; lower lr, set clip, or use bf16 for fp16."
             )
         quarter = (4 * t / self.config.diffusion.steps).long()
         by_quarter = {f"mse_q{q + 1}": float(mse[quarter == q].mean()) for q in range(4) if (quarter == q).any()}
@@ -244,34 +246,34 @@ class _Seen:
 
 
 class _Stop:
-    """SIGTERM, Ctrl-C and the end of the time end training after the step in progress, in all processes at once."""
+    """Stops all processes after the current step, on SIGTERM, Ctrl-C or when the time is up."""
 
     def __init__(self, minutes: float | None) -> None:
         self.number = 0
         self.end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-        self.before: dict[int, Any] = {}
+        self.handlers: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """From now on, hear signals; before, they end the process at once."""
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Install the signal handlers; until then, a signal ends the process immediately."""
+        self.handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        log.warning("asked to stop: finishing the step, writing the state")
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        log.warning("signal received: finishing the step, then saving the state")
         self.number = number
 
-    def asked(self, accelerator: Accelerator) -> bool:
-        """Tell whether any process was asked, or has no time left."""
+    def requested(self, accelerator: Accelerator) -> bool:
+        """Return whether any process has received a signal or has no time left."""
         over = int(time.monotonic() > self.end)
         if accelerator.num_processes > 1:
             flags_2 = torch.tensor([[self.number, over]], device=accelerator.device)
             self.number, over = (int(flag) for flag in accelerator.gather(flags_2).amax(dim=0))
         return self.number + over > 0
 
-    def leave(self, state: State) -> None:
-        """Put the old handlers back, say whether the run is at its end, and exit if a signal came."""
+    def finish(self, state: State) -> None:
+        """Log whether the run is complete, restore the signal handlers, and exit if a signal was received."""
         left = state.config.max_steps - state.step
-        log.info("step %d: %s", state.step, f"stopped, {left} to go with --resume" if left > 0 else "finished")
-        for number, handler in self.before.items():
+        log.info("step %d: %s", state.step, f"stopped, {left} steps left; use --resume" if left > 0 else "finished")
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.number:
             raise SystemExit(128 + self.number)

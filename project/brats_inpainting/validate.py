@@ -1,4 +1,4 @@
-"""Fixed cases that training never sees, filled with the moving average again and again: scores and pictures."""
+"""Validation during training: fill held-out cases with the moving average, score them and draw one."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ log = logging.getLogger(__name__)
 
 
 def _can_be_scored(case: TrainingCase) -> bool:
-    """Tell whether there is a healthy mask with some contrast in it, now and not after hours of training."""
+    """Return whether the case has a healthy mask with some contrast in it."""
     return case.healthy is not None and len(np.unique(volume.read(case.t1n)[volume.read(case.healthy) > 0.5])) > 1
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Complete cases with a healthy mask."""
+    """A fixed set of complete cases with a healthy mask."""
 
     files: list[TrainingCase]
 
     @classmethod
     def of(cls, files: Sequence[TrainingCase], config: TrainConfig) -> Validation | None:
-        """Take the first few held-out cases that can be scored; ``None`` where there are none."""
+        """Select the first held-out cases that can be scored; ``None`` if there are none."""
         usable = list(islice(filter(_can_be_scored, files), config.validation_cases))
         names = ", ".join(case.id for case in usable)
         log.info("validating on %s", names or "nothing: no held-out case with a mask-healthy")
