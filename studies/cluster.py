@@ -1,9 +1,9 @@
-"""What it costs to share cases out: time per case and memory of scheduler and client, for more and more tiny cases.
+"""Overhead of a Dask cluster: time per case, and memory of scheduler and client, against the number of tiny cases.
 
 usage: python -m studies.cluster WORK [--cases 250 500 1000 2000] [--workers 2] [--picture docs/cluster.png]
 
-A case takes some hundredths of a second here, so that the overhead shows: it is the workers' time per case less what
-one process of one thread takes. Writes a table to stdout and a plot.
+A case takes some hundredths of a second, to make the overhead visible: the workers' time per case minus the time of
+one single-threaded process. Writes a table to stdout and a plot.
 """
 
 import argparse
@@ -57,30 +57,30 @@ def main():
 
 
 def measured(work, number, workers):
-    """Seconds in one process and over workers, started already; peaks of memory, in MB."""
+    """Seconds in one process and on running workers; peak memory of scheduler and client in MB."""
     alone, _ = fill(work, number, "alone")
     file = work / "scheduler.json"
     file.unlink(missing_ok=True)
     kinds = [("scheduler", "--port", "0")] + [("worker", "--nthreads", "1")] * workers
-    begun = []
+    started = []
     try:
         for kind, *more in kinds:
             words = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(file), *HOST, *more]
-            begun.append(subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True))
+            started.append(subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True))
             while not file.exists():
                 time.sleep(0.1)
-        time.sleep(10)  # workers come up
+        time.sleep(10)  # until the workers are ready
         shared, client = fill(work, number, "shared", "--cluster", str(file))
-        scheduler = peak(begun[0].pid)
+        scheduler = peak(started[0].pid)
     finally:
-        for process in begun:
+        for process in started:
             os.killpg(process.pid, 9)
             process.wait()
     return number, round(alone, 1), round(shared, 1), round(scheduler), round(client)
 
 
 def fill(work, number, name, *args):
-    """Seconds of a run, and the peak of its memory in MB."""
+    """Seconds and peak memory in MB of a run."""
     out = work / f"{name}-{number}"
     places = ["--data-path", work / str(number), "--output-path", out, "--report-path", f"{out}-report"]
     words = [
@@ -107,7 +107,7 @@ def fill(work, number, name, *args):
 
 
 def peak(pid):
-    """The most memory that a process had so far, in MB."""
+    """Peak resident memory of a process in MB."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -116,14 +116,14 @@ def peak(pid):
 
 
 def slope(numbers, seconds):
-    """Seconds for one case more: a straight line through all runs."""
+    """Seconds per additional case, by linear regression."""
     import numpy as np
 
     return np.polyfit(numbers, seconds, 1)[0]
 
 
 def draw(rows, workers, path):
-    """Time and memory against the number of cases."""
+    """Plot time and memory against the number of cases."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -133,7 +133,7 @@ def draw(rows, workers, path):
     left.set(xlabel="cases", ylabel="seconds", xlim=(0, None), ylim=(0, None))
     right.plot(numbers, scheduler, "o-", label="scheduler")
     right.plot(numbers, client, "s-", label="client, with the network")
-    right.set(xlabel="cases", ylabel="peak of memory, MB", xlim=(0, None), ylim=(0, None))
+    right.set(xlabel="cases", ylabel="peak memory, MB", xlim=(0, None), ylim=(0, None))
     for axes in (left, right):
         axes.legend(frameon=False)
     figure.savefig(path, dpi=120)

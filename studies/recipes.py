@@ -1,13 +1,13 @@
-"""Which recipe trains best: one factor at a time, scored on subjects that training never saw.
+"""Comparison of training recipes, one factor at a time, scored on held-out subjects.
 
 usage: python -m studies.recipes --data TRAIN --validation VAL --work FOLDER [--table docs/recipes.csv]
            [--seed 0] [--factor NAME …]
 
 Every run is small-1.yaml with Muon, one change and 3200 windows of 4.65 to 5.0 GFLOP a pass: about seven minutes on two
-cores. Windows of 96 take 3.6; whole slices get as many FLOPs in all, so a quarter of the number. Budgets this short
-favour what learns fast; what pays only after many epochs, as augmentation may, a long training must tell. Scored are
-fills of the healthy mask alone, as training validates.
-A run that stands in the table is not repeated, and one that was stopped goes on.
+cores. Windows of 96 take 3.6; whole slices get the same total of FLOPs, so a quarter of the windows. Budgets this short
+favour fast learning; benefits that need many epochs, such as those of augmentation, require a long training. Fills of
+the healthy mask alone are scored, as in validation during training. Runs in the table are skipped, and interrupted
+ones resumed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from brats_inpainting.parameters import read_recipe
 from brats_inpainting.train import train
 from studies import rows
 
-FIRST = Path(__file__).parents[1] / "workspace" / "parameters" / "small-1.yaml"
+BASELINE = Path(__file__).parents[1] / "workspace" / "parameters" / "small-1.yaml"
 BUDGET = {
     "compile": True,
     "optimiser": "muon",
@@ -98,8 +98,8 @@ def main():
 
 
 def scores(change, folder, args):
-    """Train in a folder with a change to the recipe; return its last scores, and the minutes if in one go."""
-    recipe = changed(read_recipe(FIRST).model_dump(), BUDGET | change | {"seed": args.seed})
+    """Train with a change to the recipe; return the last scores, and the minutes unless the run was resumed."""
+    recipe = changed(read_recipe(BASELINE).model_dump(), BUDGET | change | {"seed": args.seed})
     started, resumed, commit = time.monotonic(), folder.exists(), head()
     train(
         args.data,
@@ -118,12 +118,12 @@ def scores(change, folder, args):
 
 
 def head():
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, cwd=FIRST.parent, capture_output=True, text=True, check=False).stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=BASELINE.parent, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def changed(recipe, change):
-    """Return a recipe with the named values replaced, at any depth."""
+    """Return a recipe with the given values replaced, at any depth."""
     merged = {key: changed(recipe[key], value) if isinstance(value, dict) else value for key, value in change.items()}
     return recipe | merged
 

@@ -1,12 +1,12 @@
-"""What it costs when scans look different, or lie differently: changed, filled and scored.
+"""Robustness to changes of intensity and position: scores of fills of transformed scans.
 
 usage: python -m studies.robustness --data-path VAL [--weights FILE] [--cases 90041-000 …]
            [--table docs/validation/robustness.csv]
 
-The healthy mask alone is filled. Changes of intensity are taken back before a fill is scored against the truth as it
-was; noise cannot be taken back, and the fill of a noisy scan is compared with the truth without it. Where the scan is
-moved, truth and masks move with it, and the fill is scored there, in a volume of the same size. What is random follows
-from the case's name. Cases in the table are not run again.
+Only the healthy mask is filled. Changes of intensity are inverted before a fill is scored against the original truth,
+except noise: the fill of a noisy scan is compared with the truth without noise. Truth and masks move with a moved
+scan, and the fill is scored in that position, in a volume of the original size. Random numbers are seeded by the
+case's name. Cases in the table are skipped.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main():
     args = parser.parse_args()
     runtime.settle()
     inpainter = Inpainter.load(args.weights)
-    key = rows.of(inpainter) | {"sampling": inpainter.sampling}
+    key = rows.network_columns(inpainter) | {"sampling": inpainter.sampling}
     for case in cases.find(args.data_path):
         if case.id.endswith(tuple(args.cases)) and not rows.read(args.table, key | {"case": case.id}):
             rows.append(args.table, [key | row for row in measured(inpainter, case)])
@@ -80,7 +80,7 @@ def scored(filled_XYZ, truth_XYZ, mask_XYZ):
 
 
 def intensities(shape, rng):
-    """Return by name what changes an image in [0, 1], and what takes that back; the field is mostly 0.7 to 1.4."""
+    """Return by name an intensity transform of images in [0, 1] and its inverse; the field is mostly 0.7 to 1.4."""
     waves = ndimage.zoom(rng.standard_normal((4, 4, 4)), np.array(shape) / 4, order=3)
     field, grain = np.exp(0.17 * waves / waves.std()), 0.05 * rng.standard_normal(shape)
     return {
@@ -93,10 +93,10 @@ def intensities(shape, rng):
 
 
 def moves(truth_XYZ):
-    """Return by name what moves a volume, with a given order of interpolation, and what gives it its size back."""
+    """Return by name a spatial transform, which takes an interpolation order, and one that restores the size."""
     cut = int(np.flatnonzero(truth_XYZ.any(axis=(0, 1)))[0]) + CROPPED
     found = {
-        "left and right swapped": (lambda image, order: image[::-1], same),  # noqa: ARG005 (moved by whole voxels)
+        "left and right swapped": (lambda image, order: image[::-1], same),  # noqa: ARG005 (needs no interpolation)
         f"shifted by {SHIFTED} voxels": (
             lambda image, order: np.roll(padded(image), SHIFTED, axis=(0, 1, 2)),  # noqa: ARG005
             lambda image: inner(np.roll(image, -SHIFTED, axis=(0, 1, 2))),
@@ -113,7 +113,7 @@ def moves(truth_XYZ):
 
 
 def rotated(image, *, order, axis, degrees):
-    """Rotate a volume about its middle."""
+    """Rotate a volume about its centre."""
     image = padded(image)
     matrix = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
     centre = np.array(image.shape) / 2 - 0.5

@@ -1,8 +1,8 @@
-"""Our scores beside the official package's: the same figures, seconds and memory, in one run.
+"""Comparison of our scoring with the official package's: scores, time and memory.
 
 usage: python -m studies.scoring --predictions FOLDER --data-path FOLDER [--cases 10]
 
-Each case is scored by either in a process of its own, in turns, from the files on; the memory is the process's peak.
+Each case is scored by both, alternately, each in a separate process that reads the files; memory is the process's peak.
 """
 
 import argparse
@@ -50,21 +50,21 @@ def main():
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--cases", type=int, default=10)
     args = parser.parse_args()
-    taken = {"ours": [], "official": []}
+    results = {"ours": [], "official": []}
     worst = 0.0
     for case in cases.find(args.data_path)[: args.cases]:
         for name, code in (("ours", OURS), ("official", THEIRS)):
             command = [sys.executable, "-c", code + RUN, args.data_path, args.predictions, case.id]
-            said = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
-            taken[name].append(json.loads(said.splitlines()[-1]))
-        ours, theirs = (taken[name][-1]["scores"] for name in ("ours", "official"))
-        off = max(abs(ours[k] - theirs[k]) / max(1, abs(theirs[k])) for k in ours)
-        worst = max(worst, off)
-        print(f"{case.id}: the scores differ by {off:.1e} at most", flush=True)
-    for name, runs in taken.items():
+            output = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
+            results[name].append(json.loads(output.splitlines()[-1]))
+        ours, theirs = (results[name][-1]["scores"] for name in ("ours", "official"))
+        difference = max(abs(ours[k] - theirs[k]) / max(1, abs(theirs[k])) for k in ours)
+        worst = max(worst, difference)
+        print(f"{case.id}: the scores differ by {difference:.1e} at most", flush=True)
+    for name, runs in results.items():
         seconds, memory = ([run[key] for run in runs] for key in ("seconds", "GB"))
         print(f"{name:9} median {statistics.median(seconds):6.2f} s a case, at most {max(memory):.2f} GB")
-    pairs = [theirs["seconds"] / ours["seconds"] for ours, theirs in zip(*taken.values(), strict=True)]
+    pairs = [theirs["seconds"] / ours["seconds"] for ours, theirs in zip(*results.values(), strict=True)]
     print(f"{statistics.median(pairs):.1f} times faster (median of {len(pairs)} pairs); largest difference {worst:.1e}")
 
 

@@ -1,9 +1,9 @@
-"""Scores and texture against network passes: samplers, steps, samples, flips and smoothing of the 3D network.
+"""Scores and texture of the 3D network against network passes: samplers, steps, samples, flips and smoothing.
 
 usage: python -m studies.surface --data-path VAL [--table docs/surface.csv] [--part 0 --parts 1]
 
-All validation cases; of each the windows that the healthy mask is in. Settings in the table are not run again; --part
-and --parts share the settings among processes.
+In every validation case, only windows with healthy mask are filled. Rows in the table are skipped; --part and --parts
+distribute the settings among processes.
 """
 
 import argparse
@@ -47,7 +47,12 @@ def main():
     all_volumes = [read_volumes(case, {}) for case in found.values()]
     for changes, flip in SETTINGS[args.part :: args.parts]:
         how = sampling("fast", 3, **changes)
-        key = rows.of(loaded) | {"sampler": how.sampler, "spacing": how.timesteps, "steps": how.steps, "flip": flip}
+        key = rows.network_columns(loaded) | {
+            "sampler": how.sampler,
+            "spacing": how.timesteps,
+            "steps": how.steps,
+            "flip": flip,
+        }
         for volumes in all_volumes:
             wanted = key | {"case": volumes.id, "of": how.samples}
             if not rows.read(args.table, wanted):
@@ -88,7 +93,7 @@ def measured(inpainter, case, volumes, flip):
 
 @dataclass
 class Healthy(Inpainter):
-    """Fills only the windows that the healthy mask is in."""
+    """Fills only the windows that contain healthy mask."""
 
     healthy_XYZ: np.ndarray | None = None
 
@@ -105,7 +110,7 @@ class Healthy(Inpainter):
 
 
 def scan_of(case, *, flipped):
-    """Prepare a case, mirrored if asked."""
+    """Prepare a case, optionally mirrored left to right."""
     loaded = cases.load(case)
     if flipped:
         loaded = replace(loaded, image_XYZ=loaded.image_XYZ[::-1], mask_XYZ=loaded.mask_XYZ[::-1])
@@ -113,7 +118,7 @@ def scan_of(case, *, flipped):
 
 
 def sharpness(volume_XYZ, mask_XYZ):
-    """Return the mean absolute difference of neighbours inside a mask, over the three axes."""
+    """Return the mean absolute difference of neighbouring voxels inside a mask, over the three axes."""
     found = []
     for axis in range(3):
         along_XYZ, inside_XYZ = (np.moveaxis(array, axis, 0) for array in (volume_XYZ.astype(np.float64), mask_XYZ))

@@ -1,10 +1,10 @@
-"""Windows a second of our training step beside a guided-diffusion-style one, and of the loader; all in one run.
+"""Windows per second of our training step, of a guided-diffusion-style step, and of the loader.
 
 usage: python -m studies.training [--data FOLDER] [--recipe small.yaml] [--batch 8] [--rounds 5]
 
-Both steps train the same network from the same numbers, in float32 and in turns, so that a busy machine slows both.
-The other loop is written after guided-diffusion's: contiguous layout, gradients zeroed one by one, norms of gradients
-and parameters taken one by one, and a moving average by a Python loop.
+Both steps train the same network on the same inputs in float32, alternately, so that other load affects both. The
+other step follows guided-diffusion: contiguous layout, gradients zeroed and norms computed one parameter at a time,
+and a moving average in a Python loop.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from brats_inpainting.state import State
 
 RECIPES = Path(__file__).parents[1] / "workspace" / "parameters"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SUBJECTS = 1251  # of the challenge
+SUBJECTS = 1251  # in the challenge's training set
 
 
 def main():

@@ -1,1 +1,1 @@
-"""Speed and memory of the network, beside measured limits of the machine and beside other networks."""
+"""Speed and memory of the network, compared with the machine's measured limits and with other networks."""

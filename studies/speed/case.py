@@ -1,4 +1,4 @@
-"""The phases of a whole case, from its files to the filled file."""
+"""Time per phase of a whole case, from reading its files to writing the result."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NETWORK, SAMPLER = "network", "sampler arithmetic"
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds of a case by phase, after one case to warm up, and the peak of the process's memory in bytes.
+    """Seconds of a case by phase after one warm-up case, and the process's peak memory in bytes.
 
-    Network and sampler were timed on ``measured`` of the ``passes`` (windows × steps) that the case needs, and scaled.
+    Network and sampler are timed on ``measured`` of the case's ``passes`` (windows × steps), and scaled.
     """
 
     network: str
@@ -40,12 +40,12 @@ class Phases:
 
     @property
     def other_share(self) -> float:
-        """The share of everything that is not the network."""
+        """The share of the time that is spent outside the network."""
         return 1 - self.seconds[NETWORK] / sum(self.seconds.values())
 
 
 class Timed(nn.Module):
-    """A network that counts the seconds it takes."""
+    """A network that measures its own time in seconds."""
 
     def __init__(self, network: UNet, device: str) -> None:
         """Wrap a network on a device."""
@@ -61,7 +61,7 @@ class Timed(nn.Module):
 
 @dataclass
 class First(Inpainter):
-    """Fills the first windows of a scan only; ``todo`` is how many it has."""
+    """Fills only the first ``limit`` windows of a scan; ``todo`` is the number of all its windows."""
 
     limit: int = 0
     todo: int = 0
@@ -84,7 +84,7 @@ def measure(
         data_path: folder of cases.
         device: where the network runs.
         precision: its precision.
-        limits: the most windows and the most steps that are done; network and sampler are scaled from them.
+        limits: the maximum numbers of windows and steps to run; network and sampler times are scaled from them.
     """
     inpainter, timed = _inpainter(network, preset, device, precision)
     whole = inpainter.sampling
@@ -99,7 +99,7 @@ def measure(
 
 
 def _inpainter(network: str, preset: str, device: str, precision: Precision) -> tuple[First, Timed]:
-    """Load bundled weights, or put the paper's network in the place of slice-wise ones; every pass is timed."""
+    """Load bundled weights, or substitute the paper's network with random ones; time every pass."""
     bundled = "small-2" if network == "paper" else network
     inpainter = Inpainter.load(bundled, preset=preset, device=device, precision=precision)
     weights, plan = inpainter.weights, inpainter.plan
@@ -113,7 +113,7 @@ def _inpainter(network: str, preset: str, device: str, precision: Precision) -> 
 
 
 def _fill(inpainter: First, timed: Timed, case: cases.Case, limit: int) -> tuple[dict[str, float], int, int]:
-    """Fill a case, or its first windows; return the seconds by phase, the windows it has, and those that were done."""
+    """Fill the first windows of a case; return the seconds by phase, and the numbers of all and of filled windows."""
     times = {"start": time.perf_counter()}
 
     def lap(name: str) -> None:

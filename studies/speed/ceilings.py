@@ -1,4 +1,4 @@
-"""What the machine can do at most: matrix products, copies, and a network's convolutions each run alone."""
+"""The machine's limits: speed of matrix products, copies, and a network's convolutions, each run separately."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Shape:
-    """A convolution as a network does it: shapes of its input and its weights, and its stride."""
+    """Shapes of a convolution's input and weights, and its stride."""
 
     x: tuple[int, ...]
     weight: tuple[int, ...]
@@ -28,7 +28,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Convolution:
-    """One shape run alone: how many times a pass does it, and what it costs once."""
+    """Cost of one convolution run separately, and the number of times a pass runs it."""
 
     shape: Shape
     times: int
@@ -51,7 +51,7 @@ def copy(device: str) -> float:
 
 
 def convolutions(network: nn.Module, subject: Subject) -> tuple[int, list[Convolution]]:
-    """Run every convolution of one pass alone, in the network's layout and precision; the best time of each.
+    """Time every convolution of one pass separately, in the network's layout and precision; the best of each.
 
     Returns:
         The FLOPs of a whole pass, and its convolutions.

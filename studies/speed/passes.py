@@ -1,4 +1,4 @@
-"""One denoising step, from x_t and its condition to x̂_0: time, rate, memory, and what it is made of."""
+"""One denoising step, from x_t and its condition to x̂_0: time, rate, memory, and its operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from brats_inpainting.diffusion.process import Denoiser, Schedule
 from studies.speed import ceilings
 from studies.speed.subject import TIMESTEP, Subject, median, peak_bytes
 
-SHARE = 0.05  # operators that take less are not named
+SHARE = 0.05  # operators with a smaller share of the time are not listed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pass:
 
 
 def measure(subject: Subject) -> Pass:
-    """Measure in this process; its peak is the network's if nothing came before."""
+    """Measure in this process, which must be new for its peak memory to be the network's."""
     network, x_NCV = subject.network(), subject.input_NCV()
 
     def forward(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def measure(subject: Subject) -> Pass:
 
 
 def _shares(seen: profile, device: str) -> dict[str, float]:
-    """Return the operators that take more than a twentieth of the time, the longest first."""
+    """Return the shares of operators above ``SHARE``, the largest first."""
     name = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
     taken = {event.key: getattr(event, name) for event in seen.key_averages()}
     total = sum(taken.values())

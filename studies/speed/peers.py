@@ -1,6 +1,6 @@
-"""Our network beside others that do the same work, in turns: each in a process of its own, as its users run it.
+"""Our network compared with equivalent ones, alternately, each in a separate process with its default settings.
 
-Only how long threads spin before they sleep is the same for all: ``GOMP_SPINCOUNT`` as in ``studies/__init__.py``.
+Only the spinning of idle threads is the same for all: ``GOMP_SPINCOUNT`` as in ``studies/__init__.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from studies.speed.subject import TIMESTEP, Subject, peak_bytes
 
 @dataclass(frozen=True)
 class Peer:
-    """How another network does: seconds of every turn, FLOPs of a pass, peak of memory in bytes.
+    """Results of one network: seconds of every turn, FLOPs of a pass, peak memory in bytes.
 
     ``distance`` is ‖ours − theirs‖ / ‖ours‖, or ``None`` where the weights differ.
     """
@@ -39,13 +39,13 @@ class Peer:
     distance: float | None
 
     def ratio(self, ours: Peer) -> float:
-        """Return how many times as long as ours it takes for the same number of FLOPs: the median over the turns."""
+        """Return the time per FLOP relative to ours: the median over the turns."""
         pairs = zip(self.seconds, ours.seconds, strict=True)
         return statistics.median(theirs / own for theirs, own in pairs) * ours.flops / self.flops
 
 
 def compare(subject: Subject, *, rounds: int = 5) -> list[Peer]:
-    """Let every peer make one pass in turn, so many rounds after one to warm up; ours is the first."""
+    """Run one pass of every peer per round, after a warm-up pass each; ours is the first."""
     names = [name for name, kind in PEERS.items() if kind.makes_sense(subject.device)]
     with ExitStack() as stack:
         running = {name: stack.enter_context(subjects.process(_prepare, name, subject)) for name in names}
@@ -101,7 +101,7 @@ def _monai(subject: Subject) -> nn.Module:
 
 
 class _Sample(nn.Module):
-    """Take the tensor out of what diffusers' models return."""
+    """Returns the tensor in the output of a diffusers model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def _channels(config: UNetConfig) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a peer is built and run: from which library, on which device alone, and whether its memory is kept."""
+    """How a peer is built and run: its library, its only device if any, and whether to call ``runtime.settle``."""
 
     build: Callable[[Subject], nn.Module]
     library: str = "torch"
@@ -126,7 +126,7 @@ class Kind:
     keeps_memory: bool = False
 
     def makes_sense(self, device: str) -> bool:
-        """Tell whether it is installed, and says something on this device."""
+        """Return whether the library is installed and the comparison applies to this device."""
         return self.only_on in (None, device) and find_spec(self.library) is not None
 
 
@@ -139,11 +139,11 @@ PEERS = {
     "diffusers UNet2DModel": Kind(_diffusers, library="diffusers"),
     "MONAI DiffusionModelUNet": Kind(_monai, library="monai"),
 }
-_here: dict[str, Any] = {}  # what the process of a peer works on
+_here: dict[str, Any] = {}  # network and inputs of this peer's process
 
 
 def _prepare(name: str, subject: Subject) -> None:
-    """Build a peer in its own process, and give it what it works on in the layout that it likes."""
+    """Build a peer and its inputs, in its preferred memory layout, in this process."""
     kind, ours = PEERS[name], name.startswith("ours")
     if kind.keeps_memory:
         runtime.settle()
@@ -169,7 +169,7 @@ def _turn() -> float:
 
 
 def _cost() -> tuple[int, int]:
-    """Return the FLOPs of a pass, counted on a single slice, and this process's peak of memory."""
+    """Return the FLOPs of a pass, counted on a single slice, and this process's peak memory."""
     peak = peak_bytes(_here["subject"].device)
     _here.update(x=_here["x"][:1], t=_here["t"][:1])
     with FlopCounterMode(display=False) as counter:

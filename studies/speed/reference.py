@@ -1,6 +1,6 @@
-"""The network as guided-diffusion runs it: one operation after the other, contiguous, a timestep embedding a slice.
+"""The forward pass of guided-diffusion: unfused operations, contiguous layout, one timestep embedding per slice.
 
-It takes the parameters of ours and gives the same numbers (tests/test_studies.py); only how it goes about it differs.
+It uses our network's parameters and gives the same numbers (tests/test_studies.py).
 Shapes: S slices, C channels, H W in-plane, N = H·W positions, E time-embedding features.
 """
 
@@ -14,15 +14,15 @@ from brats_inpainting.diffusion.unet import GROUPS, Attention, GroupNorm, ResBlo
 
 
 class Reference(nn.Module):
-    """Guided-diffusion's forward pass over the parameters of a network of ours."""
+    """Guided-diffusion's forward pass with the parameters of our network."""
 
     def __init__(self, network: UNet) -> None:
-        """Take over a network's parameters, in contiguous layout."""
+        """Convert a network's parameters to contiguous layout."""
         super().__init__()
         self.network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def forward(self, x_NCV: Tensor, t_N: Tensor) -> Tensor:
-        """Return what the network returns for the same input."""
+        """Return the network's output."""
         t_N = t_N.expand(len(x_NCV))
         emb_NE = self.network.time_embed(timestep_embedding(t_N, self.network.config.width))
         h_NCV, skips = x_NCV.contiguous(), []

@@ -1,4 +1,4 @@
-"""Measurements as tables, JSON and a picture."""
+"""Tables, JSON and a roofline plot of the measurements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHASES = ("load", "prepare", NETWORK, SAMPLER, "undo", "save")
 
 @dataclass
 class Results:
-    """What was measured: FLOP/s and bytes a second of the machine, then passes, peers by network, cases by phase."""
+    """All measurements: FLOP/s and bytes per second of the machine, passes, peers by network, phases of cases."""
 
     machine: dict[str, str]
     ceilings: dict[str, float] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Results:
 
 
 def grids(results: Results) -> list[Grid]:
-    """Return the tables of what was measured."""
+    """Return the tables of all measurements."""
     found = [Grid("The machine", ("", ""), list(results.machine.items()))]
     if results.ceilings:
         found.append(_ceilings(results.ceilings))
@@ -112,7 +112,7 @@ def _passes(passes: list[Pass], ceilings: dict[str, float]) -> Grid:
             )
             for found in passes
         ],
-        "The convolutions alone: the sum of the best times of the pass's own, each run by itself. Operators above 5 %.",
+        "The convolutions alone: the sum of the best times of its convolutions run separately. Operators above 5 %.",
     )
 
 
@@ -129,10 +129,10 @@ def _peers(network: str, peers: list[Peer]) -> Grid:
             )
 
     return Grid(
-        f"One pass of the {network} network, beside others",
+        f"One pass of the {network} network, compared with others",
         ("", "seconds", "GFLOP", "time per FLOP, ours = 1", "peak", "distance"),
         list(lines()),
-        f"Medians of {len(peers[0].seconds)} turns, each peer in a process of its own; ratios turn by turn.",
+        f"Medians of {len(peers[0].seconds)} turns, each peer in a separate process; ratios per turn.",
     )
 
 

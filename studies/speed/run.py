@@ -1,4 +1,4 @@
-"""The speed of the network: ceilings of the machine, single passes, other networks, a whole case by phase.
+"""Speed of the network: the machine's limits, single passes, other networks, a whole case by phase.
 
 usage: python -m studies.speed [--part ceilings passes peers cases] [--network paper small-2 volume-1] [--rounds 5]
            [--data-path VAL] [--report-path FOLDER] [--device auto] [--precision auto]
@@ -35,16 +35,16 @@ log = logging.getLogger(__name__)
 PARTS = ("ceilings", "passes", "peers", "cases")
 NETWORKS = {"paper": ("fast", "paper"), "small-2": ("fast", "paper"), "volume-1": ("fast", "realistic")}  # and presets
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-COMPARED_AT = {"cpu": 4, "cuda": 32}  # slices a batch, as infer takes them of a wide network
-PATIENCE = 20.0  # seconds: no batch is doubled whose pass would take longer
-LIMITS = {  # windows and steps that are done
+COMPARED_AT = {"cpu": 4, "cuda": 32}  # slices per batch, as infer chooses for a wide network
+LONGEST = 20.0  # seconds: the batch is doubled until a pass would take longer
+LIMITS = {  # maximum numbers of windows and steps
     "cpu": {"paper": (8, 2)} | dict.fromkeys(BUNDLED, (1000, 8)),
     "cuda": {"paper": (1000, 20)} | dict.fromkeys(BUNDLED, (1000, 100)),
 }
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Run the measurements selected on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=[*NETWORKS])
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> Results:
     """Measure the chosen parts of the chosen networks.
 
     Raises:
-        ConfigError: when there is no such device, or no case.
+        ConfigError: when the device or the cases do not exist.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler's own lines
     where = str(choose_device(args.device))
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> Results:
         if "passes" in args.part:
             results.passes += _passes(subject)
         if "peers" in args.part and subject.unet.dims == 2:
-            log.info("%s network, beside others, %d turns each", network, args.rounds)
+            log.info("%s network, compared with others, %d turns each", network, args.rounds)
             results.peers[network] = peers.compare(subject, rounds=args.rounds)
     if "cases" in args.part:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,15 +97,15 @@ def run(args: argparse.Namespace) -> Results:
 
 
 def _passes(subject: Subject) -> list[Pass]:
-    """Measure a denoising step of ever larger batches, while there is memory and patience."""
+    """Measure a denoising step while doubling the batch, up to the limits of memory and time."""
     found: list[Pass] = []
     for batch in BATCHES:
-        if found and 2 * found[-1].seconds > PATIENCE:
+        if found and 2 * found[-1].seconds > LONGEST:
             break
         log.info("%s network, a pass of %d", subject.name, batch)
         try:
             found.append(apart(passes.measure, replace(subject, batch=batch)))
-        except (BrokenProcessPool, RuntimeError) as error:  # killed for its memory, or refused it
+        except (BrokenProcessPool, RuntimeError) as error:  # out of memory
             log.warning("%s network, a pass of %d: %s", subject.name, batch, error or "not enough memory")
             break
     return found

@@ -1,4 +1,4 @@
-"""A network with inputs of one size on one device, and how its time and memory are taken.
+"""The network under test with its inputs, and functions that measure time and memory.
 
 Shapes: N windows, C channels, V the axes of a window.
 """
@@ -27,7 +27,7 @@ TIMESTEP = 500
 
 @dataclass(frozen=True)
 class Subject:
-    """A network of random weights, which cost what trained ones do, and ``batch`` windows of ``side`` voxels a side."""
+    """A network with random weights (as fast as trained ones), and ``batch`` windows of ``side`` voxels a side."""
 
     name: str
     unet: UNetConfig
@@ -39,7 +39,7 @@ class Subject:
 
     @classmethod
     def of(cls, name: str, batch: int, device: str, precision: Precision) -> Subject:
-        """Return the network of the ``paper`` or a bundled one, with the size of its windows."""
+        """Return the configuration of the ``paper``'s network or a bundled one, with its window size."""
         if name == "paper":
             return cls(name, UNetConfig(), DiffusionConfig(), FRAME, batch, device, precision)
         weights = checkpoint.load(BUNDLED[name])
@@ -47,7 +47,7 @@ class Subject:
         return cls(name, weights.network.config, weights.diffusion, side, batch, device, precision)
 
     def network(self) -> UNet:
-        """Build it, with the same weights every time; a fresh network's last layers are zero, these are not."""
+        """Build the network with reproducible random weights, none of them the zeros of a new network's last layers."""
         torch.manual_seed(0)
         network = UNet(self.unet).eval().requires_grad_(requires_grad=False)
         for parameter in network.parameters():
@@ -56,14 +56,14 @@ class Subject:
         return network.to(self.device, memory_format=MEMORY_FORMAT[self.unet.dims])  # type: ignore[call-overload]
 
     def input_NCV(self) -> Tensor:
-        """Draw the network's input, the same every time."""
+        """Return a reproducible random input."""
         sides = [self.side] * self.unet.dims
         x_NCV = torch.randn(self.batch, self.unet.in_channels, *sides, generator=torch.Generator().manual_seed(0))
         return x_NCV.to(self.device, memory_format=MEMORY_FORMAT[self.unet.dims])
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:
-    """Return how long some work takes, on a GPU until it is really done."""
+    """Return the seconds that ``work`` takes, synchronised on a GPU."""
     _wait(device)
     started = time.perf_counter()
     work()
@@ -72,12 +72,12 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 
 
 def best(work: Callable[[], Any], device: str, *, turns: int = 5, at_most: float = 10.0) -> float:
-    """Return the shortest of up to so many turns after one to warm up; fewer where these take too many seconds."""
+    """Return the minimum of up to ``turns`` times after a warm-up; stop after ``at_most`` seconds."""
     return min(_turns(work, device, turns, at_most))
 
 
 def median(work: Callable[[], Any], device: str, *, turns: int = 5, at_most: float = 30.0) -> float:
-    """Return the median of up to so many turns after one to warm up; fewer where these take too many seconds."""
+    """Return the median of up to ``turns`` times after a warm-up; stop after ``at_most`` seconds."""
     return statistics.median(_turns(work, device, turns, at_most))
 
 
@@ -90,12 +90,12 @@ def _turns(work: Callable[[], Any], device: str, turns: int, at_most: float) -> 
 
 
 def peak_bytes(device: str) -> int:
-    """Return the largest memory that this process has held: allocated on the GPU, or resident, PyTorch included."""
+    """Return this process's peak memory: allocated on the GPU, or resident including PyTorch."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else memory.peak()
 
 
 def process(prepare: Callable[..., None], *args: Any) -> ProcessPoolExecutor:
-    """Return a new process that does one thing at a time; its peak of memory is its own."""
+    """Start a process that runs one task at a time, with its own peak memory."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, mp_context=context, initializer=prepare, initargs=args)
 
