@@ -1,4 +1,4 @@
-"""Small brains, small networks, and cases on disk."""
+"""Small synthetic brains, networks and cases, and shared fixtures."""
 
 import logging
 import os
@@ -23,15 +23,15 @@ TINY = UNetConfig(width=32, multipliers=(1,), blocks=1, attention_at=(), out_cha
 TINY_3D = TINY.model_copy(update={"dims": 3, "patch": 2, "position": True, "in_channels": 6, "out_channels": 1})
 
 
-class Anything(torch.nn.Module):
-    """A network that returns nonsense, large and wild, different at every call."""
+class RandomOutput(torch.nn.Module):
+    """A network with large random outputs, different at every call."""
 
     def forward(self, x_NCV, _t_N):
         return 50 * torch.randn(len(x_NCV), 1, *x_NCV.shape[2:])
 
 
 def ball(shape, centre, radius):
-    """Bool volume of the voxels nearer to a point than a radius; all three as shares of the shape."""
+    """Boolean mask of a ball; centre and radius are fractions of the shape."""
     grid = np.meshgrid(*(np.linspace(0, 1, n) for n in shape), indexing="ij")
     return sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < radius**2
 
@@ -54,7 +54,7 @@ def scan_of(seed, case_id, shape=(64, 64, 12), **where):
 
 
 def weights(network, **diffusion):
-    """Weights as the loader would return them; a network that is no ``UNet`` works on what ``TINY`` does."""
+    """Wrap a network as ``checkpoint.load`` returns it; networks other than ``UNet`` get the configuration ``TINY``."""
     if not hasattr(network, "config"):
         network.config = TINY
     config = DiffusionConfig(**diffusion)
@@ -62,7 +62,7 @@ def weights(network, **diffusion):
 
 
 def tiny_network(seed=0):
-    """A small network with random weights that do not vanish."""
+    """A small network with non-zero random weights."""
     torch.manual_seed(seed)
     network = UNet(TINY).eval().requires_grad_(requires_grad=False)
     for parameter in network.parameters():
@@ -71,14 +71,14 @@ def tiny_network(seed=0):
 
 
 def inpainter(network=None, *, batch_size=4, window=32, **sampling):
-    """An inpainter around a tiny network, two DDIM steps unless told otherwise."""
+    """An inpainter with a tiny network, and two DDIM steps by default."""
     settings = {"sampler": "ddim", "steps": 2} | sampling
     loaded = weights(network or tiny_network(), prediction="x0", window=window)
     return Inpainter(loaded, SamplingConfig(**settings), Plan(torch.device("cpu"), batch_size=batch_size))
 
 
-def planned(machine, **changes):
-    """The same inpainter with another plan."""
+def with_plan(machine, **changes):
+    """A copy of an inpainter with changes to its plan."""
     return replace(machine, plan=replace(machine.plan, **changes))
 
 
@@ -94,7 +94,7 @@ def write_case(folder, case_id, *, shape=(64, 64, 12), mask=None, seed=0):
 
 
 def write_cases(root, weights, number):
-    """Write small cases into ``data``, and lay a weights file beside it as tiny.safetensors."""
+    """Write small cases to ``root / "data"``, and link the weights as ``root / "tiny.safetensors"``."""
     for seed in range(number):
         write_case(root / "data", f"case-{seed}", shape=(48, 48, 8), seed=seed)
     (root / "tiny.safetensors").symlink_to(weights)
@@ -102,11 +102,11 @@ def write_cases(root, weights, number):
 
 
 @pytest.fixture(autouse=True)
-def _a_log_that_nobody_has_taken_over():
-    """The command line takes the package's log for itself, in fixtures too; the next test may want to read it."""
-    ours = logging.getLogger("brats_inpainting")
-    ours.setLevel(logging.NOTSET)
-    ours.propagate, ours.handlers = True, []
+def _default_logging():
+    """Undo the logging configuration of the command line, so that caplog works in every test."""
+    logger = logging.getLogger("brats_inpainting")
+    logger.setLevel(logging.NOTSET)
+    logger.propagate, logger.handlers = True, []
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
-"""Put deliberate faults into a copy of the code, one at a time; some test must fail with each of them.
+"""Mutation testing: insert listed faults into a copy of the code, one at a time; a test must fail with each.
 
 usage: python -m tests.faults [WORD …]
 
-The faults are listed in faults.yaml: a text of one file, what takes its place, and the test that must fail. With words,
-only faults whose name holds one of them are tried. Exits with 1 if a fault survived.
+faults.yaml lists each fault as a text of one file, its replacement, and the test that must fail. With words, only
+faults whose name contains one of them are tried. Exits with 1 if a fault survived.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import NamedTuple
 import yaml
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("project", "studies", "tests", "workspace", "pyproject.toml")  # of the tree, by the tests
-CAUGHT = 1  # pytest's exit status when tests ran and some failed; others mean that they could not be run
+NEEDED = ("project", "studies", "tests", "workspace", "pyproject.toml")  # files that the tests need
+CAUGHT = 1  # pytest's exit status when tests failed; others but 0 mean that they could not run
 
 
 class Fault(NamedTuple):
-    """A text that occurs once in a file of the package, a wrong one, and the test that must tell them apart."""
+    """A text that occurs once in a file of the package, its faulty replacement, and the test that must fail."""
 
     name: str
     file: str
@@ -32,29 +32,29 @@ class Fault(NamedTuple):
     new: str
     test: str
 
-    def put(self, package: Path) -> str:
-        """Put the fault into a copy of the package, and return the file's sound text."""
+    def insert(self, package: Path) -> str:
+        """Insert the fault into a copy of the package, and return the file's original text."""
         path = package / self.file
-        sound = path.read_text()
-        if sound.count(self.old) != 1:
-            raise SystemExit(f"{self.name}: {self.old!r} is {sound.count(self.old)} times in {self.file}, not once")
-        path.write_text(sound.replace(self.old, self.new))
-        return sound
+        original = path.read_text()
+        if (count := original.count(self.old)) != 1:
+            raise SystemExit(f"{self.name}: {self.old!r} occurs {count} times in {self.file}, not once")
+        path.write_text(original.replace(self.old, self.new))
+        return original
 
 
 def faults() -> list[Fault]:
-    """Read the table."""
+    """Read faults.yaml."""
     return [Fault(**row) for row in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())]
 
 
 def caught(fault: Fault, tree: Path) -> bool:
-    """Put a fault into a copy of the tree, run its test, and take the fault out again."""
+    """Insert a fault into a copy of the tree, run its test, restore the file, and return whether the test failed."""
     package = tree / "project" / "brats_inpainting"
-    sound = fault.put(package)
+    original = fault.insert(package)
     words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{fault.test}"]
     environment = os.environ | {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-    (package / fault.file).write_text(sound)
+    (package / fault.file).write_text(original)
     if done.returncode not in (0, CAUGHT):
         print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
     return done.returncode == CAUGHT

@@ -20,7 +20,7 @@ from brats_inpainting.fill import Options, fill_folder
 from brats_inpainting.layouts import CaseFolder
 from brats_inpainting.record import Record
 
-from .conftest import inpainter, planned, write_case
+from .conftest import inpainter, with_plan, write_case
 
 
 def run_of(folder, filler, **settings):
@@ -135,7 +135,7 @@ def test_a_fill_is_not_resumed_with_another(name, tmp_path):
     if name in ("weights", "diffusion"):
         again = replace(machine, weights=replace(machine.weights, **OTHER[name]))
     elif name == "precision":
-        again = planned(machine, precision=OTHER[name])
+        again = with_plan(machine, precision=OTHER[name])
     options = Options(report_path=tmp_path / "report", **{name: OTHER[name]} if name in ("seed", "keep_dtype") else {})
     layout = CaseFolder(tmp_path / "data")
     with pytest.raises(ConfigError, match=f"made with another {'sampling' if name in SAMPLING else name}\n"):
@@ -148,5 +148,5 @@ def test_a_fill_is_not_resumed_with_another(name, tmp_path):
 def test_what_changes_last_bits_is_a_warning_when_a_run_is_resumed(name, tmp_path, caplog):
     write_case(tmp_path / "data", "a")
     run_of(tmp_path, inpainter())
-    run_of(tmp_path, planned(inpainter(), **{name: 7}), existing="resume")
+    run_of(tmp_path, with_plan(inpainter(), **{name: 7}), existing="resume")
     assert f"made with another {name}: last bits may differ" in caplog.text

@@ -24,14 +24,14 @@ from brats_inpainting.progress import ProgressBar
 from .conftest import (
     TINY,
     TINY_3D,
-    Anything,
+    RandomOutput,
     brain,
     inpainter,
     lesion,
-    planned,
     scan_of,
     tiny_network,
     weights,
+    with_plan,
     write_case,
 )
 
@@ -88,7 +88,7 @@ def test_batches_side_by_side_give_the_same_bits_as_one_by_one(number, threads):
     threads(1)
     expected = filled(machine, scans)
     threads(number)
-    for name, image in filled(planned(machine, concurrent=number), scans).items():
+    for name, image in filled(with_plan(machine, concurrent=number), scans).items():
         assert image.tobytes() == expected[name].tobytes()
 
 
@@ -103,7 +103,7 @@ def test_each_of_the_batches_side_by_side_has_its_share_of_the_threads(threads, 
     shares, names = set(), set()
     monkeypatch.setattr(plan, "MOST_CONCURRENT", 2)
     threads(4)
-    assert set(filled(planned(inpainter(Telling(), batch_size=1), concurrent=4), [scan_of(0, "a")])) == {"a"}
+    assert set(filled(with_plan(inpainter(Telling(), batch_size=1), concurrent=4), [scan_of(0, "a")])) == {"a"}
     assert (shares, len(names)) == ({2}, 2)
     with ThreadPoolExecutor(1) as later:
         assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 4
@@ -118,7 +118,7 @@ def slow(passes):
             passes.append(len(x_NCV))
             return x_NCV[:, :1]
 
-    return planned(inpainter(Slow(), batch_size=1, sampler="ddim", steps=50), concurrent=2)
+    return with_plan(inpainter(Slow(), batch_size=1, sampler="ddim", steps=50), concurrent=2)
 
 
 def test_batches_side_by_side_end_with_the_pass_that_they_are_at_when_nobody_wants_more(threads):
@@ -157,14 +157,14 @@ def test_what_fails_in_one_of_the_batches_side_by_side_is_raised(threads):
 
     threads(2)
     passes = []
-    machine = planned(inpainter(Failing(), batch_size=1), concurrent=2)
+    machine = with_plan(inpainter(Failing(), batch_size=1), concurrent=2)
     with pytest.raises(ValueError, match="lost"):
         list(machine.fill([scan_of(0, "a")]))
 
 
 def test_a_shorter_precision_changes_little_and_nothing_outside_the_mask():
     image, mask = brain(SHAPE), lesion(SHAPE)
-    exact, short = (planned(inpainter(), precision=name).inpaint(image, mask).image for name in ("fp32", "bf16"))
+    exact, short = (with_plan(inpainter(), precision=name).inpaint(image, mask).image for name in ("fp32", "bf16"))
     assert (exact[mask] != short[mask]).mean() > 0.9
     assert abs(exact - short).max() < 0.02 * np.ptp(image)  # bfloat16 has 8 bits, and errors add up over two steps
     assert (exact[~mask] == short[~mask]).all()
@@ -240,14 +240,14 @@ def test_an_empty_mask_among_others_is_filled_like_any_other():
 @pytest.mark.parametrize("how", [{}, {"replace": "slices"}])
 def test_an_empty_mask_gives_back_the_scan(how):
     image = brain(SHAPE)
-    result = inpainter(Anything(), **how).inpaint(image, np.zeros(SHAPE, bool))
+    result = inpainter(RandomOutput(), **how).inpaint(image, np.zeros(SHAPE, bool))
     assert (result.image == image).all()
 
 
 def test_dilation_fills_more():
     image, mask = brain(SHAPE), lesion(SHAPE)
     grown = volume.grow(mask, 2, (1, 1, 1))
-    result = inpainter(Anything(), dilate=2).inpaint(image, mask).image
+    result = inpainter(RandomOutput(), dilate=2).inpaint(image, mask).image
     assert (result[~grown] == image[~grown]).all()
     added = grown & ~mask & (image > 0)
     assert (result[added] != image[added]).mean() > 0.9
@@ -403,7 +403,7 @@ def test_weights_of_another_shape_of_work_are_refused(tmp_path):
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])
 def test_progress_counts_every_network_pass(sampler, threads):
     threads(2)
-    machine, progress = planned(inpainter(sampler=sampler, steps=3), concurrent=2), ProgressBar(1, quiet=True)
+    machine, progress = with_plan(inpainter(sampler=sampler, steps=3), concurrent=2), ProgressBar(1, quiet=True)
     assert list(machine.fill([scan_of(0, "a")], progress=progress))
     assert progress.known == progress.done == machine.sampling.passes * lesion(SHAPE).any(axis=(0, 1)).sum()
 
@@ -415,7 +415,7 @@ def volume_inpainter(**changes):
     for parameter in network.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
     machine = inpainter(network, batch_size=2, noise="independent", smoothing=0)
-    return planned(machine, **changes)
+    return with_plan(machine, **changes)
 
 
 def test_a_box_is_the_same_to_the_bit_in_any_company_and_order():

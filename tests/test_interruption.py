@@ -140,7 +140,7 @@ def test_a_case_that_vanishes_during_the_run_fails_alone(root):
     for number in range(3, 16):
         write_case(root / "data", f"case-{number}", shape=SHAPE, seed=number)
     process = kills.start(root, root / "out")
-    kills.until_it_works(process)
+    kills.wait_until_filling(process)
     shutil.rmtree(root / "data" / "case-9")  # the last one in the order of names
     _, told = process.communicate(timeout=60)
     assert process.returncode == 3

@@ -1,9 +1,9 @@
-"""Throw changed files at the readers: each is used, or refused with an error of errors.py, and nothing else happens.
+"""Fuzz the file readers: each mutated file must be read, or rejected with an exception from errors.py.
 
 usage: python -m tests.reliability.fuzz [COUNT [SEED]]
 
-COUNT inputs (20,000 if not given) are made by hypothesis from real NIfTI files, parameters files and checkpoints. The
-process may take 2 GB of address space beyond what it has when it starts.
+Hypothesis derives COUNT inputs (default 20,000) from valid NIfTI files, parameters files and checkpoints. The process
+is limited to 2 GB of address space beyond its initial size.
 """
 
 import io
@@ -87,7 +87,7 @@ WORDS += [
 
 
 def changed(whole, edits, kept):
-    """Overwrite bytes at some places, then keep a share of what there is."""
+    """Overwrite bytes at the given positions, then truncate to a fraction of the length."""
     content = bytearray(whole)
     for place, new in edits:
         at = int(place * len(content))
@@ -96,7 +96,7 @@ def changed(whole, edits, kept):
 
 
 def edits(values):
-    """Between one and five places, as shares of a file, and what is written there."""
+    """A strategy for one to five positions, as fractions of a file, with the values to write there."""
     return st.lists(st.tuples(st.floats(0, 1, exclude_max=True), values), min_size=1, max_size=5)
 
 
@@ -104,7 +104,7 @@ kept = st.one_of(st.just(1.0), st.just(1.0), st.floats(0, 1))
 
 
 def nifti_files():
-    """A NIfTI-1, a byte-swapped one, a NIfTI-2, one of integers with a scale, one with an extension."""
+    """Valid files: NIfTI-1, byte-swapped, NIfTI-2, scaled integers, and with a header extension."""
     image = nib.Nifti1Image(np.where(lesion(SHAPE), 0, brain(SHAPE)), LPS)
     integers = nib.Nifti1Image(image.get_fdata().astype(np.int16), LPS)
     integers.header.set_slope_inter(0.5, 1)
@@ -116,7 +116,7 @@ def nifti_files():
 
 
 class Nifti:
-    """A case whose scan is a changed file, from the file to the filled scan and back."""
+    """A case whose scan is a mutated file: read, prepared and written."""
 
     def __init__(self, folder):
         self.folder, self.files = folder, nifti_files()
@@ -125,14 +125,14 @@ class Nifti:
         self.inputs = st.tuples(st.sampled_from(range(len(self.files))), edits(values), kept, st.booleans())
 
     def make(self, number, edits, kept, anywhere):
-        """Change the header, or any byte of the file."""
+        """Mutate the header, or any byte of the file."""
         whole, size = self.files[number], 544
         if anywhere:
             return changed(whole, edits, kept)
         return changed(whole[:size], edits, 1.0) + whole[size : int(kept * len(whole))]
 
     def use(self, *given):
-        """Go the whole way of a case, but for the network."""
+        """Process the case without the network."""
         (self.folder / "x.nii").write_bytes(self.make(*given))
         image = nifti.read(self.folder / "x.nii")
         mask = type(image)(np.asarray(self.mask.dataobj), image.affine) if image.shape[:3] == SHAPE else self.mask
@@ -145,7 +145,7 @@ class Nifti:
 
 
 class Yaml:
-    """A parameters file or a training recipe with words put where they do not belong."""
+    """A parameters file or training recipe with inserted or replaced words."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -155,7 +155,7 @@ class Yaml:
         self.inputs = st.tuples(st.sampled_from(range(len(self.texts))), edits(words), st.booleans())
 
     def make(self, number, edits, as_values):
-        """Insert words anywhere, or put them in the place of values."""
+        """Insert words anywhere, or replace values with them."""
         text = self.texts[number]
         for place, word in edits:
             values = [m.span() for m in re.finditer(r"(?<=: )[^\n]+", text)] if as_values else []
@@ -164,16 +164,17 @@ class Yaml:
         return text
 
     def use(self, *given):
-        """Read it as both kinds of file, and take what it says as ``infer`` would."""
+        """Read it as both kinds of file, and apply its settings as ``infer`` does."""
         path = self.folder / "x.yaml"
         path.write_text(self.make(*given), encoding="utf-8", errors="surrogatepass")
-        said = outcome(lambda: parameters.read_recipe(path)), parameters.read(path)
-        config.sampling(said[1].preset or config.DEFAULT_PRESET, 2, **said[1].sampling)
-        choose_device(said[1].device or "auto")
+        outcome(lambda: parameters.read_recipe(path))
+        settings = parameters.read(path)
+        config.sampling(settings.preset or config.DEFAULT_PRESET, 2, **settings.sampling)
+        choose_device(settings.device or "auto")
 
 
 class Checkpoint:
-    """Weights with changed bytes, or a pickle or a header that was changed and packed again as if it were sound."""
+    """Weights with mutated bytes, or with a mutated pickle or header in an otherwise valid file."""
 
     def __init__(self, folder):
         self.folder, state = folder, tiny_network().state_dict()
@@ -190,7 +191,7 @@ class Checkpoint:
         self.inputs = st.tuples(st.sampled_from(sorted(self.files)), edits(values), kept, st.booleans())
 
     def make(self, kind, edits, kept, inside):
-        """Change the part that is interpreted, or any byte of the file."""
+        """Mutate the pickle or header, or any byte of the file."""
         whole = self.files[kind]
         if not inside:
             return changed(whole, edits, kept)
@@ -210,7 +211,7 @@ class Checkpoint:
         return packed.getvalue()
 
     def use(self, kind, *rest):
-        """Load it."""
+        """Load the file."""
         path = self.folder / f"x.{'safetensors' if kind == 'safetensors' else 'pt'}"
         path.write_bytes(self.make(kind, *rest))
         weights = checkpoint.load(path)
@@ -218,7 +219,7 @@ class Checkpoint:
 
 
 def opcodes():
-    """Return the opcodes of pickle, which torch reads with a reader of its own."""
+    """Return the opcodes of pickle, for which torch has its own reader."""
     return [bytes([value]) if isinstance(value, int) else value for value in vars(pickle).values() if _is_opcode(value)]
 
 
@@ -227,7 +228,7 @@ def _is_opcode(value):
 
 
 def outcome(action):
-    """Name what came of it; anything but success and an error of errors.py passes through."""
+    """Return "used", or the name of an exception from errors.py; others propagate."""
     try:
         action()
     except InpaintingError as error:
@@ -239,7 +240,7 @@ KINDS = {"nifti": Nifti, "yaml": Yaml, "checkpoint": Checkpoint}
 
 
 def fuzz(kind, count, *, start, folder):
-    """Try so many inputs of one kind; return what came of them, and the seconds that the slowest took."""
+    """Try ``count`` inputs of one kind; return the number of each outcome, and the seconds of the slowest."""
     target, outcomes, slowest = KINDS[kind](folder), Counter(), 0.0
 
     @seed(start)

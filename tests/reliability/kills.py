@@ -1,10 +1,10 @@
-"""Kill a run of several cases at random moments: resumed, it has the bytes of an unbroken one.
+"""Kill a run of several cases at random times; the resumed run must write the bytes of an uninterrupted one.
 
 usage: python -m tests.reliability.kills [COUNT [SEED]]
 
-At each of COUNT moments (30 if not given) a run is killed with SIGKILL; after each, everything that stands in the
-output folder under its final name must be a whole file with the right bytes. Network and cases are tiny, so that
-moments fall into reading, sampling, writing and reporting alike.
+A run is killed with SIGKILL at COUNT times (default 30). After each kill, every file with its final name in the output
+folder must be complete and have the right bytes. Network and cases are tiny, so that kills hit reading, sampling,
+writing and reporting.
 """
 
 import os
@@ -25,7 +25,7 @@ CASES = 6
 
 
 def command(root, out, *args):
-    """Fill the cases, two batches of one size side by side: the same bytes every time."""
+    """The command that fills the cases with a fixed batch size, for reproducible bytes."""
     places = {"--data-path": root / "data", "--output-path": out, "--report-path": root / f"{out.name}-report"}
     fixed = [str(word) for pair in places.items() for word in pair]
     settings = ["--weights", str(root / "tiny.safetensors"), "--device", "cpu", "--batch-size", "4", "--no-images"]
@@ -33,36 +33,36 @@ def command(root, out, *args):
 
 
 def start(*args):
-    """Begin a run in a process of its own."""
+    """Start a run in a separate process."""
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     return subprocess.Popen(command(*args), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
 
 
-def until_it_works(process):
+def wait_until_filling(process):
     """Wait until the network is loaded and the first case is read."""
     while b"at a time" not in process.stderr.readline():
         assert process.poll() is None
 
 
 def finish(*args):
-    """Run to the end, which must be a good one; return how long the work took."""
+    """Complete a run without errors; return the seconds it took after loading."""
     process = start(*args)
-    until_it_works(process)
+    wait_until_filling(process)
     began = time.perf_counter()
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told.decode()
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr.decode()
     return time.perf_counter() - began
 
 
 def contents(folder):
-    """Name → bytes of what a grader would see."""
+    """Bytes of the visible files by name."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
     assert not [name for name in found if name.startswith(".") and name.endswith(".nii.gz")]
     return {name: content for name, content in found.items() if not name.startswith(".partial-")}
 
 
 def prepare(root):
-    """Write cases and weights, and fill the cases without a break; return that run's bytes and its seconds."""
+    """Write cases and weights, and fill the cases without interruption; return the bytes and the seconds."""
     for number in range(CASES):
         write_case(root / "data", f"case-{number}", shape=(48, 48, 8), seed=number)
     checkpoint.save(
@@ -73,28 +73,28 @@ def prepare(root):
         ema=True,
         notes={},
     )
-    seconds = finish(root, root / "unbroken")
-    return contents(root / "unbroken"), seconds
+    seconds = finish(root, root / "uninterrupted")
+    return contents(root / "uninterrupted"), seconds
 
 
 def kill(root, whole, after):
-    """Kill a run after so many seconds of work, look, and resume it.
+    """Kill a run ``after`` seconds of work, check its files, and resume it.
 
-    Returns how many cases it had finished, or ``None`` if it came to its end before.
+    Returns the number of finished cases, or ``None`` if the run ended first.
     """
     out = root / "out"
     process = start(root, out)
-    until_it_works(process)
+    wait_until_filling(process)
     try:
         process.wait(after)
     except subprocess.TimeoutExpired:
         process.kill()
     process.communicate()
     killed, kept = process.returncode == -signal.SIGKILL, contents(out)
-    assert kept.items() <= whole.items(), "a file that is not whole stands under its final name"
+    assert kept.items() <= whole.items(), "an incomplete file has its final name"
     finish(root, out, "--resume")
     assert contents(out) == whole, "resumed bytes differ"
-    assert not list(out.glob(".*")), "something was left behind"
+    assert not list(out.glob(".*")), "temporary files remain"
     for folder in (out, root / "out-report"):
         for path in folder.iterdir():
             path.unlink()
@@ -111,7 +111,7 @@ def main():
             if (finished := kill(Path(folder), whole, rng.random() * seconds)) is not None:
                 kept.append(finished)
     print(f"{count} kills in runs of {CASES} cases and {seconds:.1f} s of work; finished cases that were kept: {kept}")
-    print("no partial file under a final name; every resumed run has the bytes of the unbroken one")
+    print("no partial file under a final name; every resumed run has the bytes of the uninterrupted one")
 
 
 if __name__ == "__main__":

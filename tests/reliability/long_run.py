@@ -1,9 +1,9 @@
-"""Fill many small cases in one process, one in ten of them bad: memory and open files stay as they are.
+"""Fill many small cases in one process, one in ten of them invalid: memory and open files must not grow.
 
 usage: python -m tests.reliability.long_run [COUNT]
 
-COUNT cases (200 if not given); memory (resident, in MB) and open files are looked at after every case. The slope is
-that of a straight line through the second half, where caches are full.
+COUNT cases (default 200). Resident memory in MB and open files are measured after every case. The slope is that of a
+linear fit to the second half, when caches are full.
 """
 
 import os
@@ -22,12 +22,12 @@ from brats_inpainting.layouts import CaseFolder
 
 from ..conftest import inpainter, lesion, write_case
 
-SMALL, LARGE = (48, 48, 8), (240, 240, 155)  # one in twenty is as large as BraTS has them, with a small lesion
-BAD = 10  # every so many
+SMALL, LARGE = (48, 48, 8), (240, 240, 155)  # one in twenty has the size of BraTS scans, and a small lesion
+BAD = 10  # one case in this many is invalid
 
 
-def noting(notes, function):
-    """Return the function, which then notes this process's memory in MB and its open files."""
+def measuring(notes, function):
+    """Wrap a function to append this process's memory in MB and its open files to ``notes``."""
 
     def call(*args):
         function(*args)
@@ -37,24 +37,24 @@ def noting(notes, function):
     return call
 
 
-def spoil(folder, number):
-    """Make a case bad, in one of four ways."""
+def damage(folder, number):
+    """Make a case invalid, in one of four ways."""
     path = folder / f"{folder.name}-{('t1n-voided', 'mask')[number % 2]}.nii.gz"
     kind = number // 2 % 2
     path.write_bytes(path.read_bytes()[:-50]) if kind else path.unlink()
 
 
 def run(count, folder):
-    """Fill the cases; return the record, the notes after each, and the memory's slope in MB per 100 cases."""
+    """Fill the cases; return the record, memory and open files after each, and the slope in MB per 100 cases."""
     for number in range(count):
         shape, radius = (SMALL, 0.15) if number % 20 else (LARGE, 0.03)
         mask = lesion(shape, radius=radius)
         case = write_case(folder / "data", f"case-{number:03d}", shape=shape, mask=mask, seed=number)
         if number % BAD == BAD // 2:
-            spoil(case, number // BAD)
+            damage(case, number // BAD)
     out = folder / "out"
     layout, options, notes = CaseFolder(folder / "data"), Options(report_path=folder / "report"), []
-    patched = {name: noting(notes, getattr(fill, name)) for name in ("report_done", "report_failed")}
+    patched = {name: measuring(notes, getattr(fill, name)) for name in ("report_done", "report_failed")}
     with mock.patch.multiple(fill, **patched):
         record = fill.fill_folder(inpainter(), layout, out, options=options, quiet=True)
     assert len(record.failed) == count // BAD

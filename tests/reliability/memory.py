@@ -1,4 +1,4 @@
-"""Measure how much memory a pass of a network takes: the growth of this process's peak.
+"""Measure the memory of one pass of a network, as the growth of this process's peak.
 
 usage: python -m tests.reliability.memory paper|small-2 SLICES, of 224 × 224
        python -m tests.reliability.memory volume-1 SIDE, of a box in voxels
@@ -17,7 +17,7 @@ from brats_inpainting.diffusion.unet import UNet
 
 
 def peak():
-    """Return the most memory that this process has had, in MB."""
+    """Return this process's peak memory in MB."""
     return memory.peak() / 2**20
 
 
