@@ -1,15 +1,15 @@
-# One image for every client: CPU or GPU, any uid, no network, read-only root, an empty /tmp mounted over.
-# torch's wheels bring CUDA 13.0 along, which wants an NVIDIA driver 580.65 or newer; with an older one, or none, the CPU
-# works. So the base needs no CUDA of its own: any Debian or Ubuntu with Python 3.11 or later, installed or in its archive.
+# One image for all clients: CPU or GPU, any uid, no network, read-only root, an empty /tmp mounted.
+# torch's wheels include CUDA 13.0, which needs NVIDIA driver 580.65 or newer; otherwise the CPU is used. The base image
+# needs no CUDA: any Debian or Ubuntu with Python 3.11 or later, installed or in its archive.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS base
 RUN python3 -c 'import ensurepip' 2>/dev/null || { apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*; }
 
-# The packages. Only their folder leaves this stage, so no setting of pip, which may hold a password, is in the image.
+# Python packages. Only their folder is copied from this stage, so the image has none of pip's settings or passwords.
 FROM base AS packages
-# TORCH=+cpu takes the build without CUDA.
+# TORCH=+cpu selects the build without CUDA.
 ARG TORCH=
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
@@ -32,7 +32,7 @@ LABEL org.opencontainers.image.title="brats-inpainting" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT"
 
-# Any uid that the client chooses has a name, a home, and caches that can be written. GOMP_… and MALLOC_…: runtime.py.
+# Every uid has a user name, a home folder and writable caches. GOMP_… and MALLOC_… are explained in runtime.py.
 ENV PATH=/opt/venv/bin:$PATH USER=inpainting HOME=/tmp XDG_CACHE_HOME=/tmp/.cache MPLCONFIGDIR=/tmp/.matplotlib \
     TORCHINDUCTOR_CACHE_DIR=/tmp/.inductor TRITON_CACHE_DIR=/tmp/.triton \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

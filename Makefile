@@ -1,4 +1,4 @@
-# The short names of everything a developer runs. All of it happens in .venv, which the first target makes.
+# Development commands. They run in .venv, which is created when needed.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ CLIENTS := .venv-clients/ready
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= brats-inpainting:$(VERSION)
 
-# The build of torch in the image: empty for pip's default (CUDA), cpu, cu126 …
+# Build of torch in the image: empty for pip's default (CUDA), or cpu, cu126 …
 TORCH ?=
 TORCH_RELEASE := $(shell grep ^torch== requirements.txt)
 TORCH_PIN = $(TORCH_RELEASE)$(TORCH:%=+%)
@@ -22,7 +22,7 @@ BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%)
 .PHONY: demo example test reliability test-container lint licences image wheelhouse submission
 
 OTHERS := biharmonic telea mirror
-demo: $(READY)  ## fill a lesion in a person's brain with the bundled weights and without a network, score the fills, draw them
+demo: $(READY)  ## fill an example lesion with the bundled weights and with baselines, score and draw the fills
 	$(BIN)/brats-inpainting example --output-path demo/data
 	$(BIN)/brats-inpainting infer --data-path demo/data --output-path demo/brats-inpainting --report-path demo/report --overwrite
 	for method in $(OTHERS); do \
@@ -30,41 +30,41 @@ demo: $(READY)  ## fill a lesion in a person's brain with the bundled weights an
 	$(BIN)/brats-inpainting evaluate --predictions demo/brats-inpainting $(OTHERS:%=--predictions demo/%) \
 		--data-path demo/data --report-path demo/report
 
-example: $(READY)  ## the example case where the MLCube tasks look for data
+example: $(READY)  ## write the example case to the MLCube tasks' data folder
 	$(BIN)/brats-inpainting example --output-path workspace/data
 
 test: $(READY)  ## all tests but those of the container, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
 
-reliability: $(READY)  ## the long runs of docs/reliability.md: fuzzer, kills, many cases; half an hour
+reliability: $(READY)  ## the long tests of docs/reliability.md: fuzzer, kills, many cases (half an hour)
 	$(BIN)/python -m tests.reliability.fuzz 24000
 	$(BIN)/python -m tests.reliability.kills 30
 	$(BIN)/python -m tests.reliability.long_run 200
 
-test-container: $(READY) $(CLIENTS)  ## the image under every client, with a Docker engine of its own if none runs
+test-container: $(READY) $(CLIENTS)  ## test the image with every client; starts a Docker engine if none is running
 	$(MAKE) wheelhouse TORCH=cpu
 	tests/container/with_engine bash -ec '$(MAKE) image TORCH=cpu; $(BIN)/python -m pytest -m container tests/container'
 
-lint: $(READY)  ## format, lint, types
+lint: $(READY)  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-licences: $(READY)  ## the table of docs/licences.md, from what is installed
+licences: $(READY)  ## print the table of docs/licences.md from the installed packages
 	$(BIN)/python -m tests.licences
 
-# From a wheelhouse, if there is one, the image is built without any registry; the wheels are served on the loopback.
+# If a wheelhouse exists, the image is built without a registry; the wheels are served on the loopback interface.
 image:  ## build the container; TORCH=cpu for the small one
 ifeq ($(wildcard $(WHEELHOUSE)/complete),)
 	docker build --tag $(IMAGE) $(BUILD) $(TORCH_INDEX:%=--build-arg PIP_EXTRA_INDEX_URL=%) .
 else
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(WHEELHOUSE) $(PORT) >/dev/null 2>&1 & server=$$!; \
-	trap "kill $$server" EXIT; sleep 1; kill -0 $$server || { echo "Port $(PORT) is taken; say PORT=…"; exit 1; }; \
+	trap "kill $$server" EXIT; sleep 1; kill -0 $$server || { echo "Port $(PORT) is in use; set PORT=…"; exit 1; }; \
 	docker build --tag $(IMAGE) $(BUILD) --network host --build-arg PIP_NO_INDEX=1 \
 		--build-arg PIP_FIND_LINKS=http://127.0.0.1:$(PORT)/ .
 endif
 
-wheelhouse: $(WHEELHOUSE)/complete  ## all wheels of the image, for a build without a network; needs the image's Python, 3.11
+wheelhouse: $(WHEELHOUSE)/complete  ## download all wheels of the image, for offline builds; needs Python 3.11, as in the image
 
 DOWNLOAD = $(WHEELHOUSE).venv/bin/pip download --quiet --dest $(WHEELHOUSE) --constraint requirements.txt "$(TORCH_PIN)" \
 	'.[eval,report,train]' setuptools wheel
@@ -76,9 +76,9 @@ $(WHEELHOUSE)/complete: requirements.txt pyproject.toml
 	rm -rf $(WHEELHOUSE).venv
 	touch $@
 
-# What a challenge participant uploads (GNU tar). IMAGE is where the image can be pulled from; WEIGHTS, if given, is the
-# network to be used instead of the one in the image. ARCHIVE, if given, is the link under which MedPerf finds the image as
-# an archive instead; the file to put there is written, too.
+# Files to upload for a challenge submission (needs GNU tar). IMAGE: name from which the image can be pulled. WEIGHTS
+# (optional): weights to use instead of the image's. ARCHIVE (optional): URL from which MedPerf loads the image as an
+# archive instead; dist/image.tar is the file to upload there.
 WEIGHTS ?=
 ARCHIVE ?=
 PACK = tar --sort=name --mtime=@0 --mode=u=rwX,go=rX --owner=0 --group=0 --numeric-owner --use-compress-program 'gzip -n'
@@ -95,14 +95,14 @@ submission:  ## dist/submission.tar.gz: mlcube.yaml, container_config.yaml, para
 	tar -tzf dist/submission.tar.gz
 	$(if $(ARCHIVE),docker save --output dist/image.tar $(IMAGE) && sha256sum dist/image.tar)
 
-# Without an NVIDIA driver the CPU build of torch is taken where one can be had: from pip's own sources, else from
-# PyTorch's; only then whatever pip finds, which may bring gigabytes of CUDA along.
+# Without an NVIDIA driver, install the CPU build of torch: from pip's configured index, else from PyTorch's. The last
+# resort is pip's default build, which may include gigabytes of CUDA.
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	command -v nvidia-smi >/dev/null \
 		|| $(BIN)/pip install --quiet "$(TORCH_RELEASE)+cpu" 2>/dev/null \
 		|| $(BIN)/pip install --quiet "$(TORCH_RELEASE)+cpu" --index-url https://download.pytorch.org/whl/cpu \
-		|| echo "No CPU build of torch found; taking the default build."
+		|| echo "No CPU build of torch found; installing the default build."
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@

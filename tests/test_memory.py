@@ -60,14 +60,14 @@ def test_a_system_that_says_nothing_plans_one_full_batch(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("available", "planned"), [(0, 1), (1, 1), (2, 2), (3, 3), (64, 4)])
-def test_the_papers_network_gets_as_many_slices_as_fit_into_half_of_what_is_free(available, with_plan, monkeypatch):
+def test_the_papers_network_gets_as_many_slices_as_fit_into_half_of_what_is_free(available, planned, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: available * GB)
     assert memory.batch_size(UNetConfig(), 4) == planned  # 0.41 GB are reckoned for a slice; measured: at most 0.33
 
 
 @pytest.mark.parametrize(("available", "planned"), [(0, 1), (2, 1), (4, 1), (8, 2), (64, 8)])
 def test_as_many_batches_of_the_papers_network_are_side_by_side_as_fit_or_one_a_thread(
-    available, with_plan, monkeypatch
+    available, planned, monkeypatch
 ):
     monkeypatch.setattr(memory, "free", lambda: available * GB)
     assert memory.batches(UNetConfig(), 4, most=8) == planned
