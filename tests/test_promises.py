@@ -110,7 +110,7 @@ REFUSED = {
 
 # row → (what is done to a sound case, the warning; none where nothing need be said)
 FILLED = {
-    "probabilities": (mask(0.8 * lesion(SHAPE) + 0.3 * lesion(SHAPE, radius=0.3)), "it is thresholded at 0.5"),
+    "probabilities": (mask(0.8 * lesion(SHAPE) + 0.3 * lesion(SHAPE, radius=0.3)), "voxels above 0.5 are filled"),
     "empty-mask": (mask(np.zeros(SHAPE)), "the mask is empty: the output is the input"),
     "mask-over-a-slice": (mask((brain(SHAPE) > 0) & SLAB), "the mask leaves no brain in 1 of its slices"),
     "head": (both(500.0 * ball(SHAPE, (0.5, 0.5, 0.5), 0.49), lesion(SHAPE), np.diag([10, 10, 10, 1])), "skull"),

@@ -153,7 +153,7 @@ def test_a_mask_of_probabilities_is_cut_at_one_half_with_a_warning(case):
     nested = [lesion(SHAPE, radius=radius) for radius in (0.15, 0.2, 0.3)]
     write(case.mask, np.select(nested, [0.8, 0.5, 0.3]).astype(np.float32))  # exactly one half is none
     loaded = cases.load(case)
-    assert any("more than 0.5" in warning for warning in loaded.warnings)
+    assert any("voxels above 0.5 are filled" in warning for warning in loaded.warnings)
     assert (loaded.mask_XYZ == lesion(SHAPE)).all()
 
 

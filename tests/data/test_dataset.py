@@ -209,5 +209,5 @@ def test_a_share_of_every_batch_is_at_the_last_timestep_in_every_process(share, 
 
 
 def test_a_shape_pool_is_drawn_only_where_it_is_needed(scans, monkeypatch):
-    monkeypatch.setattr(dataset, "SHAPES", 0)
+    monkeypatch.setattr(dataset, "POOL_SIZE", 0)
     assert stream(scans, count=1)

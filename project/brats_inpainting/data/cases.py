@@ -210,7 +210,7 @@ def _value_problems(names: tuple[str, str], image_XYZ: np.ndarray, mask_XYZ: np.
 
 def _mask_warnings(mask_XYZ: np.ndarray, values_XYZ: np.ndarray) -> Iterator[str]:
     if not np.isin(values_XYZ, (0, 1)).all():
-        yield "the mask contains values other than 0 and 1; it is thresholded at 0.5"
+        yield "the mask contains values other than 0 and 1; voxels above 0.5 are filled"
     if not mask_XYZ.any():
         yield "the mask is empty: the output is the input"
 
