@@ -126,7 +126,7 @@ def test_the_wheel_brings_the_weights_and_the_example_and_runs_on_its_own(tmp_pa
     run("example", "--output-path", tmp_path / "made", PYTHONPATH=str(tmp_path / "site"))
     for path in case.iterdir():
         assert (tmp_path / "made" / case.name / path.name).read_bytes() == path.read_bytes()
-    files = [case / f"{case.name}-{kind}.nii.gz" for kind in ("t1n-voided", "mask")]
+    files = [case / f"{case.name}-{kind}.nii.gz" for kind in ("t1n", "mask-healthy")]  # one window
     pair = ("--image", files[0], "--mask", files[1], "--output", tmp_path / "filled.nii.gz")
     run("infer", *pair, "--steps", 1, PYTHONPATH=str(tmp_path / "site"))
     assert nib.load(tmp_path / "filled.nii.gz").shape == (240, 240, 155)

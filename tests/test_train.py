@@ -110,13 +110,13 @@ def assert_equal(a, b):
 
 
 def test_training_learns_and_its_weights_load(run, tmp_path):
-    weights = checkpoint.load(run(recipe=with_(max_steps=120, report_every=20)))
+    weights = checkpoint.load(run(recipe=with_(max_steps=60)))
     assert weights.network.config == UNET
     assert weights.diffusion == RECIPE.diffusion
     assert weights.ema
-    assert weights.notes["step"] == 120
+    assert weights.notes["step"] == 60
     errors = [line["mse"] for line in lines(tmp_path / "run")]  # the bound of one window at t = 0 may outweigh all
-    assert errors[-1] < 0.8 * errors[0]  # the last twenty steps against the first
+    assert errors[-1] < 0.5 * errors[0]  # the last ten steps against the first
     assert (tmp_path / "run" / "curves.png").exists()
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [line["step"] for line in lines(tmp_path / "run")]
@@ -357,8 +357,11 @@ def test_a_state_is_exported_for_us_and_for_guided_diffusion(run, tmp_path, capl
 
 @pytest.mark.slow
 def test_one_slice_is_learned_by_heart(prepared, tmp_path):
-    """overfit.yaml, the first diagnosis, on the full set: the error of the noise inside the mask falls below 1 %."""
-    recipe = read_recipe(PARAMETERS / "overfit.yaml")
+    """overfit.yaml, the first diagnosis, on the full set: the error of the noise inside the mask falls below 1 %.
+
+    It does so with two slices a batch, too, in a third of the time.
+    """
+    recipe = with_(read_recipe(PARAMETERS / "overfit.yaml"), batch_size=2)
     cached, scans = prepared
     first = Epoch(cache.prepare(cache.find(scans), cached), [], recipe, 0)[0]
     batch = augment(default_collate([first] * 20), recipe.augmentation)
