@@ -66,9 +66,7 @@ def test_the_papers_network_gets_as_many_slices_as_fit_into_half_of_what_is_free
 
 
 @pytest.mark.parametrize(("available", "planned"), [(0, 1), (2, 1), (4, 1), (8, 2), (64, 8)])
-def test_as_many_batches_of_the_papers_network_are_side_by_side_as_fit_or_one_a_thread(
-    available, planned, monkeypatch
-):
+def test_as_many_batches_of_the_papers_network_are_side_by_side_as_fit_or_one_a_thread(available, planned, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: available * GB)
     assert memory.batches(UNetConfig(), 4, most=8) == planned
 
