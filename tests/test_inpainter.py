@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from brats_inpainting import config, plan
+from brats_inpainting import concurrent, config, plan
 from brats_inpainting.config import PRESETS, DiffusionConfig, UNetConfig
 from brats_inpainting.data import cases, volume
 from brats_inpainting.data.nifti import LPS
@@ -101,7 +101,7 @@ def test_each_of_the_batches_side_by_side_has_its_share_of_the_threads(threads, 
             return x_NCV[:, :1]
 
     shares, names = set(), set()
-    monkeypatch.setattr(plan, "MOST_CONCURRENT", 2)
+    monkeypatch.setattr(concurrent, "MOST_CONCURRENT", 2)
     threads(4)
     assert set(filled(with_plan(inpainter(Telling(), batch_size=1), concurrent=4), [scan_of(0, "a")])) == {"a"}
     assert (shares, len(names)) == ({2}, 2)

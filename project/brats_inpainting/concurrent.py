@@ -14,6 +14,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 OnPass = Callable[[int], None]
+MOST_CONCURRENT = 16  # batches: each takes memory
 
 
 def prefetch(
@@ -47,9 +48,7 @@ def run(
     sample: Callable[[Item, OnPass], Result],
     batches: Iterable[Item],
     on_pass: OnPass,
-    *,
     at_once: int,
-    threads_each: int,
 ) -> Iterator[tuple[Item, Result, float]]:
     """Sample batches, several at once, and yield them in order with the seconds that each was waited for.
 
@@ -58,7 +57,6 @@ def run(
         batches: what is to be sampled.
         on_pass: called by one thread at a time.
         at_once: concurrent batches, at most as many as torch has threads for.
-        threads_each: threads of each of several concurrent batches.
     """
     import torch
 
@@ -78,6 +76,7 @@ def run(
         torch.set_num_threads(threads_each)
 
     threads = torch.get_num_threads()
+    threads_each = threads_per_batch(threads)
     at_once = min(at_once, threads // threads_each)
     calls = (
         (partial(pair, batch) for batch in batches)
@@ -91,3 +90,8 @@ def run(
                 yield *call(), time.perf_counter() - started
     finally:
         torch.set_num_threads(threads)  # of threads to come; this thread's number never changed
+
+
+def threads_per_batch(threads: int) -> int:
+    """Return the threads of each concurrent batch; independent of free memory, so results stay bit-identical."""
+    return -(-threads // MOST_CONCURRENT)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from nibabel.nifti1 import Nifti1Image
 
 from brats_inpainting import batch, concurrent, config, memory
@@ -30,7 +29,7 @@ from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.errors import CaseError
 from brats_inpainting.filler import Filled
-from brats_inpainting.plan import Plan, threads_per_batch
+from brats_inpainting.plan import Plan
 from brats_inpainting.progress import ProgressBar
 
 log = logging.getLogger(__name__)
@@ -124,13 +123,9 @@ class Inpainter:
         sampled = time.perf_counter()
         filled = self.finish(stack)
         timings = {"prepare": prepared - started, "fill": sampled - prepared, "finish": time.perf_counter() - sampled}
-
-        volumes = [each for each in (filled.volume_XYZ, filled.std_XYZ) if each is not None]
-        if isinstance(image, str | Path | Nifti1Image):
-            results: list[Any] = [volume.image_like(loaded, volume_XYZ) for volume_XYZ in volumes]
-        else:
-            results = [volume_XYZ.reshape(np.shape(image)) for volume_XYZ in volumes]
-        return Inpainting(results[0], results[1] if results[1:] else None, timings)
+        like = volume.image_like if isinstance(image, str | Path | Nifti1Image) else volume.array_like
+        std = None if filled.std_XYZ is None else like(loaded, filled.std_XYZ)
+        return Inpainting(like(loaded, filled.volume_XYZ), std, timings)
 
     def fill(
         self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: ProgressBar | None = None
@@ -154,9 +149,8 @@ class Inpainter:
                 complete.extend([stack] if not stack.windows else [])
 
         batches = windows.batches(tasks(), lambda: self.plan.batch_size)
-        at_once = {"at_once": self.plan.concurrent, "threads_each": threads_per_batch(torch.get_num_threads())}
-        sampled = concurrent.run(partial(self._sample, seed=seed), batches, progress.advance, **at_once)
-        for done, samples_N1V, seconds in sampled:
+        sample = partial(self._sample, seed=seed)
+        for done, samples_N1V, seconds in concurrent.run(sample, batches, progress.advance, self.plan.concurrent):
             log.debug("%d windows of %s in %.2f s", len(done), nifti.format_shape(samples_N1V.shape[2:]), seconds)
             for task, sample_1V in zip(done, samples_N1V, strict=True):
                 task.stack.add(task, sample_1V[0])
@@ -184,10 +178,7 @@ class Inpainter:
         """Return the windows of a scan that need filling."""
         unet, whole = self.weights.network.config, self.sampling.replace == "slices"
         how = Windowing.of(unet, self.weights.diffusion, max_voxels=self.plan.most_voxels, whole=whole)
-        found = windows.around(scan.mask_SHW, how)
-        if any(window.blends for window in found):
-            log.warning("%s: a region is too large for the memory, and is filled in overlapping parts", scan.id)
-        return Stack(scan, found, self.sampling.samples, keep and self.sampling.samples > 1)
+        return Stack(scan, windows.of_scan(scan, how), self.sampling.samples, keep and self.sampling.samples > 1)
 
     @property
     def dilate(self) -> float:
@@ -204,7 +195,7 @@ class Inpainter:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Return a description of the weights with their hash, and the plan."""
+        """Return the weights with their hash, and the plan."""
         return {"weights": f"{self.weights}, SHA-256 {self.weights.sha256}"} | self.plan.facts()
 
     def _undo(self, scan: Scan, stacked_SHW: np.ndarray) -> np.ndarray:

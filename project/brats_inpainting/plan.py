@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 
 from brats_inpainting import memory
+from brats_inpainting.concurrent import threads_per_batch
 from brats_inpainting.config import Precision, UNetConfig
 from brats_inpainting.device import best_precision
 
 NARROW = 64  # feature maps: a batch of so narrow a 2D network does not keep several CPU threads busy
-MOST_CONCURRENT = 16  # batches: each takes memory
 BATCH = {  # windows per pass by the network's dimensions and the device; 32 slices are the paper's
     2: {"cuda": 32, "mps": 8, "cpu": 4},
     3: {"cuda": 1, "mps": 1, "cpu": 1},  # one box keeps a GPU busy; larger batches have not been measured
@@ -102,8 +102,3 @@ def defaults(device: torch.device, unet: UNetConfig) -> tuple[int, Precision]:
     if precision == "bf16" and unet.dims == 2 and unet.width <= NARROW:  # measured with small-2 (docs/benchmarks.md)
         return 2 * most, "fp32"
     return most, precision
-
-
-def threads_per_batch(threads: int) -> int:
-    """Return the threads of each concurrent batch; independent of free memory, so results stay bit-identical."""
-    return -(-threads // MOST_CONCURRENT)

@@ -27,7 +27,8 @@ from brats_inpainting.container import offers
 from brats_inpainting.errors import CaseError, ConfigError
 
 if TYPE_CHECKING:
-    from brats_inpainting.fill import Existing
+    from brats_inpainting.fill import Existing, Options
+    from brats_inpainting.inpainter import Inpainter
     from brats_inpainting.layouts import Layout
     from brats_inpainting.parameters import Parameters
 
@@ -51,8 +52,8 @@ def infer(
         option("output-path", "Folder that receives {id}-t1n-inference.nii.gz, or a BIDS derivative.", "--output-dir"),
     ] = None,
     participant_label: Participants = None,
-    image: Annotated[Path | None, option("image", "A single T1 scan, instead of --data-path.")] = None,
-    mask: Annotated[Path | None, option("mask", "Mask for --image.")] = None,
+    image: Image = None,
+    mask: Mask = None,
     output: Annotated[Path | None, option("output", "Output file for --image and --mask.")] = None,
     weights: WeightsFile = None,
     additional_files_path: Annotated[
@@ -74,10 +75,8 @@ def infer(
     device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
     batch_size: Annotated[str, option("batch-size", "Windows per network pass: auto or a number.")] = "auto",
     precision: PrecisionName = "auto",
-    resume: Annotated[bool, option("resume", "Keep finished outputs, make the others; overrides --overwrite.")] = False,
-    overwrite: Annotated[
-        bool, option("overwrite", "Replace existing outputs.", envvar="BRATS_INPAINTING_OVERWRITE")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     keep_dtype: Annotated[bool, option("keep-dtype", "Write the input's data type instead of float32.")] = False,
     report_path: Annotated[
         Path | None, option("report-path", "Folder for report.html, run.json, single samples and uncertainty maps.")
@@ -133,14 +132,7 @@ def infer(
     }
     inpainter = Inpainter.load(**loading | ({"device": "cpu"} if cluster else {}))
     options = Options((from_file.seed or 0) if seed is None else seed, keep_dtype, report_path)
-    used = inpainter.sampling
-    if used.samples > 1 and not report_path:
-        log.warning("single samples and their standard deviation are not kept; set --report-path to keep them")
-    log.info("weights %s", inpainter.weights)
-    log.debug("SHA-256 %s", inpainter.weights.sha256)
-    chosen = preset, used.steps, used.sampler, used.samples, used.noise, used.smoothing, options.seed
-    log.info("preset %s: %d steps of %s, %d sample(s), %s noise, filter %s, seed %d", *chosen)
-    log.debug("%s", used)
+    _log_settings(inpainter, preset, options)
     with _workers(cluster, loading) as workers:
         if not workers:
             log.info("%s", inpainter.plan)
@@ -152,6 +144,18 @@ def infer(
         fills = {case: {"filled": path} for path, case in layout.jobs(target).items()}
         reports.write_for_run(fills, report_path, record.failed, not no_images)
     finish(record.failed)
+
+
+def _log_settings(inpainter: Inpainter, preset: str, options: Options) -> None:
+    """Log what the results depend on."""
+    used = inpainter.sampling
+    if used.samples > 1 and not options.report_path:
+        log.warning("single samples and their standard deviation are not kept; set --report-path to keep them")
+    log.info("weights %s", inpainter.weights)
+    log.debug("SHA-256 %s", inpainter.weights.sha256)
+    chosen = preset, used.steps, used.sampler, used.samples, used.noise, used.smoothing, options.seed
+    log.info("preset %s: %d steps of %s, %d sample(s), %s noise, filter %s, seed %d", *chosen)
+    log.debug("%s", used)
 
 
 @app.command()

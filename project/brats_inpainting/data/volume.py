@@ -317,6 +317,11 @@ def image_like(loaded: LoadedCase, volume_XYZ: np.ndarray, *, keep_dtype: bool =
     return image
 
 
+def array_like(loaded: LoadedCase, volume_XYZ: np.ndarray) -> np.ndarray:
+    """Return an array with the input's shape, which may have trailing axes of length one."""
+    return volume_XYZ.reshape(loaded.template.shape)
+
+
 def read(path: Path) -> np.ndarray:
     """Read a file's scaled values in LPS, float32.
 

@@ -9,6 +9,7 @@ X Y Z (= H W S) of a box; C channels.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from scipy import ndimage
 
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE, DiffusionConfig, UNetConfig
 from brats_inpainting.data.volume import Scan, span
+
+log = logging.getLogger(__name__)
 
 MAX_OPEN = 4  # cases whose windows wait for a full batch at a time; bounds the memory
 MARGIN = 16  # voxels of context around the components in a box
@@ -212,6 +215,14 @@ def around(mask_SHW: np.ndarray, windowing: Windowing) -> list[Window]:
         for z in masked_slices(mask_SHW)
         for (rows, columns), share_V in _covering(mask_SHW[z], windowing)
     ]
+
+
+def of_scan(scan: Scan, windowing: Windowing) -> list[Window]:
+    """Return the windows of a scan; log if a box had to be divided."""
+    found = around(scan.mask_SHW, windowing)
+    if any(window.blends for window in found):
+        log.warning("%s: a region is too large for the memory, and is filled in overlapping parts", scan.id)
+    return found
 
 
 def batches(tasks: Iterable[Task], size: Callable[[], int]) -> Iterator[list[Task]]:
