@@ -81,7 +81,7 @@ REFUSED = {
     "mask-missing": (lambda f: mask_of(f).unlink(), [MASK, "no such file", "Put it there", f"Found: {IMAGE}."]),
     "image-missing": (lambda f: image_of(f).unlink(), [IMAGE, "no such file", "Put it there", f"Found: {MASK}."]),
     "other-shape": (mask(lesion((32, 32, 7))), [IMAGE, MASK, "32×32×8", "32×32×7", "Shapes must be equal", GRID]),
-    "other-place": (mask(lesion(SHAPE), shifted(0.01)), [MASK, "origin (0.01, 0, 0)", "affines too (to 0.001)", GRID]),
+    "other-place": (mask(lesion(SHAPE), shifted(0.01)), [MASK, "origin (0.01, 0, 0)", "affines within 0.001", GRID]),
     "truncated": (
         lambda f: image_of(f).write_bytes(image_of(f).read_bytes()[:-99]),
         [IMAGE, "truncated", "Copy it again"],

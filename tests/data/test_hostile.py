@@ -144,8 +144,8 @@ HOSTILE = {
     "byte-swapped": (swapped, None),
     "nifti-2": (second_version, None),
     "cifti": (cifti, None),  # read as the plain NIfTI-2 that it is; its XML is never looked at
-    "pair-in-disguise": (pair_in_disguise, "not a single-file NIfTI"),
-    "analyze-in-disguise": (analyze_in_disguise, "not a single-file NIfTI"),
+    "pair-in-disguise": (pair_in_disguise, "not a NIfTI file (.nii or .nii.gz), or damaged"),
+    "analyze-in-disguise": (analyze_in_disguise, "not a NIfTI file (.nii or .nii.gz), or damaged"),
     "pipe": (pipe, "a folder, a pipe or a device, not a file"),
     "folder-named-like-a-file": (folder_named_like_a_file, "a folder, a pipe or a device, not a file"),
     "symlink-loop": (loop, "no such file"),
