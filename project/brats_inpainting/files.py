@@ -27,7 +27,7 @@ LOCK = "lock"
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it becomes ``path`` when the block succeeds, and is removed when it fails.
 
-    The unfinished file lies in a temporary folder of this writer beside ``path``.
+    The unfinished file lies in a temporary folder of this writer, next to ``path``.
     """
     with _temporary_folder(path.parent) as folder:
         unfinished = folder / UNFINISHED

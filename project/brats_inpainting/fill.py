@@ -137,7 +137,7 @@ def _start(jobs: dict[Path, Case], record: Record, existing: Existing) -> dict[P
         more = f", and so do {len(there) - 1} more" if len(there) > 1 else ""
         raise ConfigError(
             f"{next(iter(there))}: exists already{more}\n"
-            "  Say --resume to keep what is finished, or --overwrite to replace everything."
+            "  Use --resume to keep what is finished, or --overwrite to replace everything."
         )
     if existing != "resume":
         return jobs

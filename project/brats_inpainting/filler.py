@@ -41,7 +41,7 @@ class Filler(Protocol):
         """Return everything that results depend on, as JSON; a resumed run must have the same."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what else the record of a run tells: device, threads."""
+        """Return other facts for the record of a run: device, threads."""
 
     def fill(
         self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: ProgressBar | None = None
@@ -52,7 +52,7 @@ class Filler(Protocol):
             scans: what is to be filled.
             seed: 0 or more.
             keep: keep every single sample.
-            progress: is told what is opened and done.
+            progress: counts the scans opened and the passes done.
         """
 
     def finish(self, stack: Stack) -> Filled:

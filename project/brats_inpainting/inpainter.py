@@ -136,7 +136,7 @@ class Inpainter:
             scans: prepared scans; read as they are needed.
             seed: of the noise.
             keep: keep every single sample of a scan, too.
-            progress: is told the network passes of each scan, and each pass as it begins.
+            progress: counts the network passes of each scan, and each pass as it begins.
         """
         progress = progress or ProgressBar(0, quiet=True)
         complete: deque[Stack] = deque()

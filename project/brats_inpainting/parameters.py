@@ -85,6 +85,15 @@ class Parameters:
     unet: UNetConfig | None = None
     diffusion: DiffusionConfig | None = None
 
+    @property
+    def bundled(self) -> Path | None:
+        """The bundled slice-wise weights if the file describes a network, which means a slice-wise one."""
+        return Path("small-2") if self.unet else None
+
+    def loading(self) -> dict[str, Any]:
+        """Return arguments of ``Inpainter.load``."""
+        return {"at_most": self.batch_size, "unet": self.unet, "diffusion": self.diffusion, **self.sampling}
+
     def __str__(self) -> str:
         """List the settings of the file."""
         given = {name: value for name, value in vars(self).items() if value not in (None, {})}

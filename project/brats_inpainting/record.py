@@ -100,7 +100,7 @@ class Record:
         if differing := [name for name, value in self.settings.items() if before.get(name) != value]:
             raise ConfigError(
                 f"{path}: the outputs there were made with another {' and '.join(differing)}\n"
-                "  Repeat those settings, or say --overwrite, or choose another output folder."
+                "  Repeat those settings, or use --overwrite, or choose another output folder."
             )
         if differing := [name for name in LAST_BITS if name in stored and stored[name] != self.facts.get(name)]:
             log.warning("the files there were made with another %s: last bits may differ", " and ".join(differing))
@@ -122,4 +122,4 @@ def _read(path: Path) -> dict[str, Any]:
         stored = dict(json.loads(path.read_text()))
         return stored | {name: dict(stored[name]) for name in ("settings", "cases")}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{path}: not a record of this software\n  Remove it, or say --overwrite.") from error
+        raise ConfigError(f"{path}: not a record of this software\n  Remove it, or use --overwrite.") from error

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from brats_inpainting.fill import Existing, Options
     from brats_inpainting.inpainter import Inpainter
     from brats_inpainting.layouts import Layout
-    from brats_inpainting.parameters import Parameters
 
 CASES = "Folder with one sub-folder per case, or a BIDS dataset."
 Image = Annotated[Path | None, option("image", "A single T1 scan, instead of --data-path.")]
@@ -119,16 +118,14 @@ def infer(
 
     preset = preset or from_file.preset or DEFAULT_PRESET
     found = weights or (additional_files_path and checkpoint.find(additional_files_path))
-    loading: dict[str, Any] = {
-        "weights": weights_path(found or _described_network(from_file), preset),
+    loading = {
+        "weights": weights_path(found or from_file.bundled, preset),
         "preset": preset,
         "device": device or from_file.device or "auto",
         "batch_size": _whole_number(batch_size),
-        "at_most": from_file.batch_size,
         "precision": precision,
-        "unet": from_file.unet,
-        "diffusion": from_file.diffusion,
-        **from_file.sampling | {name: value for name, value in overrides.items() if value is not None},
+        **from_file.loading(),
+        **{name: value for name, value in overrides.items() if value is not None},
     }
     inpainter = Inpainter.load(**loading | ({"device": "cpu"} if cluster else {}))
     options = Options((from_file.seed or 0) if seed is None else seed, keep_dtype, report_path)
@@ -248,11 +245,6 @@ def _workers(where: str | None, loading: dict[str, Any]) -> Any:
 
 def _existing(*, resume: bool, overwrite: bool) -> Existing:
     return "resume" if resume else "overwrite" if overwrite else "error"
-
-
-def _described_network(from_file: Parameters) -> Path | None:
-    """Return the bundled 2D weights if the parameters file describes a network."""
-    return Path("small-2") if from_file.unet else None
 
 
 def _parse_paths(
