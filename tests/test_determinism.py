@@ -6,6 +6,7 @@ import torch
 
 from brats_inpainting.config import PRESETS
 from brats_inpainting.inpainter import Inpainter
+from brats_inpainting.plan import Plan
 
 from .conftest import TINY, TINY_3D, brain, lesion, weights, write_case
 from .golden import network
@@ -55,9 +56,8 @@ def test_every_preset_gives_its_golden_values(preset, dims, batch_size):
     how = how.model_copy(update={"steps": min(60, how.steps)})
     loaded = weights(network(TINY if dims == 2 else TINY_3D), prediction="x0", window=32, image_range=(-1, 1))
     image, mask = brain(SHAPE), lesion(SHAPE)
-    result = (
-        Inpainter(loaded, how, torch.device("cpu"), batch_size).inpaint(np.where(mask, 0, image), mask, seed=3).image
-    )
+    machine = Inpainter(loaded, how, Plan(torch.device("cpu"), batch_size=batch_size))
+    result = machine.inpaint(np.where(mask, 0, image), mask, seed=3).image
     moments, voxels = GOLDEN[preset, dims]
     # 1e-3 of the range, 1000, is promised between batch sizes; between one thread and two 1e-6 of it was seen
     np.testing.assert_allclose([result.mean(), result.std()], moments, rtol=0, atol=0.1)

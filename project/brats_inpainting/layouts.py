@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +16,9 @@ from brats_inpainting.errors import ConfigError
 class Layout(Protocol):
     """Cases on disk, and the names of their results."""
 
+    @property
     def cases(self) -> list[Case]:
-        """List the cases.
+        """The cases; listed once, so that one that vanishes later fails by its name.
 
         Raises:
             ConfigError: when there is none, or a file cannot belong to this layout.
@@ -39,13 +41,14 @@ class CaseFolder:
 
     data_path: Path
 
+    @cached_property
     def cases(self) -> list[Case]:
-        """List the cases of the folder."""
+        """The cases of the folder."""
         return cases.find(self.data_path)
 
     def jobs(self, output_path: Path) -> dict[Path, Case]:
         """Return ``{id}-t1n-inference.nii.gz`` for each case."""
-        return {output_path / cases.output_name(case.id): case for case in self.cases()}
+        return {output_path / cases.output_name(case.id): case for case in self.cases}
 
     def describe(self, _output_path: Path, _jobs: dict[Path, Case]) -> dict[str, str]:
         """Write nothing: graders read every file."""
@@ -59,13 +62,14 @@ class BidsDataset:
     data_path: Path
     participants: Sequence[str] = ()
 
+    @cached_property
     def cases(self) -> list[Case]:
-        """List the scans that have a lesion mask."""
+        """The scans that have a lesion mask."""
         return bids.find(self.data_path, self.participants)
 
     def jobs(self, output_path: Path) -> dict[Path, Case]:
         """Return ``…_desc-inpainted_T1w.nii.gz`` for each scan."""
-        return bids.jobs(self.cases(), self.data_path, output_path)
+        return bids.jobs(self.cases, self.data_path, output_path)
 
     def describe(self, output_path: Path, jobs: dict[Path, Case]) -> dict[str, str]:
         """Write ``dataset_description.json`` and a JSON file for each result."""
@@ -79,8 +83,9 @@ class Pair:
     image: Path
     mask: Path
 
+    @cached_property
     def cases(self) -> list[Case]:
-        """Return the pair, named after the scan."""
+        """The pair, named after the scan."""
         return [self._case(self.image)]
 
     def jobs(self, output_path: Path) -> dict[Path, Case]:

@@ -96,6 +96,7 @@ def infer(
     ):
         data_path, output_path = map(Path, folders.split(":"))  # the container's /input and /output
     layout, target = _parse_paths(data_path, output_path, image, mask, output, participants=participant_label or [])
+    layout.jobs(target)  # reports unusable paths before the network is loaded
     reports.keep_apart(report_path, output_path)
     from brats_inpainting import parameters
 
@@ -202,7 +203,7 @@ def check(
     else:
         raise ConfigError("nothing to check\n  Give --data-path, or --image and --mask.")
     failed: dict[str, str] = {}
-    found = layout.cases()
+    found = layout.cases
     for case in found:
         try:
             loaded = cases.load(case)
