@@ -314,6 +314,19 @@ def test_a_worker_that_cannot_do_the_work_refuses_it(client, loader, tmp_path, c
         client.register_plugin(dataclasses.replace(loader, **change), name="unfit")
 
 
+def test_the_clients_network_stays_where_it_is_when_workers_have_gpus(root, tiny_weights, monkeypatch):
+    plan = Plan(torch.device("cuda"), batch_size=3)
+    monkeypatch.setattr(distributed.Client, "register_plugin", lambda *_, **__: None)
+    monkeypatch.setattr(distributed.Client, "run", lambda *_, **__: {"tcp://worker": plan})
+    machine = Inpainter.load(tiny_weights, device="cpu")
+    jobs = CaseFolder(root / "data").jobs(root / "out")
+    client = object.__new__(distributed.Client)
+    client.status = "closed"  # nothing to close
+    workers = cluster.Workers(client, {"weights": tiny_weights}, [])
+    assert workers.load(machine, jobs, Options()).plan == plan
+    assert next(machine.weights.network.parameters()).device.type == "cpu"
+
+
 def test_workers_of_a_machine_share_out_its_devices(client, loader):
     with pytest.raises(ConfigError, match="no device named 'first'"):
         client.register_plugin(dataclasses.replace(loader, devices=["first", "second"]), name="first")

@@ -237,6 +237,20 @@ def test_an_empty_mask_among_others_is_filled_like_any_other():
     assert (done["empty"] == scans[1].voided_XYZ).all()
 
 
+def test_scans_with_an_empty_mask_are_yielded_while_others_are_read():
+    opened = []
+
+    def scans():
+        for number in range(20):
+            opened.append(number)
+            yield scan_of(number, str(number), radius=0)
+
+    filling = inpainter().fill(scans())
+    assert next(filling).scan.id == "0"
+    assert len(opened) <= 2
+    assert len(list(filling)) == 19
+
+
 @pytest.mark.parametrize("how", [{}, {"replace": "slices"}])
 def test_an_empty_mask_gives_back_the_scan(how):
     image = brain(SHAPE)

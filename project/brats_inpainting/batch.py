@@ -97,6 +97,8 @@ def within_memory(sample: Callable[..., np.ndarray], tasks: Sequence[Task], plan
         InpaintingError: when there is not enough memory for a single window.
     """
     size = plan.batch_size
+    if not tasks:
+        return np.empty((0, 1)), size
     while True:
         try:
             parts = [tasks[start : start + size] for start in range(0, len(tasks), size)]

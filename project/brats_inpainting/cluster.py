@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from brats_inpainting import container, files, fill, host, runtime
-from brats_inpainting.config import BUNDLED
+from brats_inpainting.config import BUNDLED, DEFAULT_PRESET, weights_path
 from brats_inpainting.data.cases import Case
 from brats_inpainting.errors import CaseError, ConfigError, InpaintingError
 from brats_inpainting.fill import Options
@@ -146,7 +147,9 @@ class Workers:
             raise ConfigError("all workers have exited\n  Restart them, with more memory if they ran out of it.")
         plan = Plan.common(plans)
         log.info("%d worker(s) have loaded the network, the first on %s; more may join", len(plans), plan.device)
-        return replace(filler, plan=plan)
+        joined = copy.copy(filler)  # not replace(), which would move the client's network to a worker's device
+        joined.plan = plan
+        return joined
 
     def fill(
         self, filler: Filler, jobs: dict[Path, Case], options: Options, record: Record, progress: ProgressBar
@@ -184,13 +187,16 @@ def connect(where: str, loading: dict[str, Any]) -> Iterator[Workers]:
         InpaintingError: when the connection to the scheduler is lost.
     """
     by_path = {path: name for name, path in BUNDLED.items()}  # workers load their own copies of bundled weights
-    loading = loading | {"weights": by_path.get(loading["weights"], loading["weights"].absolute())}
+    path = weights_path(loading.get("weights"), loading.get("preset", DEFAULT_PRESET))
+    loading = loading | {"weights": by_path.get(path, path.absolute())}
     for name in ("distributed", "distributed.client"):  # this module logs what users need
         logging.getLogger(name).setLevel(logging.CRITICAL)
     local = re.fullmatch("local(?::([1-9][0-9]*))?", where)
     with _local(local[1]) if local else _remote(where) as client:
         log.info("%d worker(s), dashboard at %s", len(client.nthreads()), client.dashboard_link)
-        workers = Workers(client, loading, _gpus() if local and loading["device"] in ("auto", "cuda") else [])
+        workers = Workers(
+            client, loading, _gpus() if local and loading.get("device", "auto") in ("auto", "cuda") else []
+        )
         try:
             yield workers
             client.unregister_worker_plugin(workers.run)

@@ -87,6 +87,7 @@ def fill_folder(
         try:
             (workers.fill if workers else _fill)(filler, todo, options, record, progress)
         finally:
+            record.facts = filler.facts()  # the batch size may have been halved
             record.write()
     log.info("%d of %d cases filled", len(todo) - len(record.failed), len(todo))
     record.failed |= layout.describe(output_path, jobs)

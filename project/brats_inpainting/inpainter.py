@@ -97,6 +97,7 @@ class Inpainter:
 
     def __post_init__(self) -> None:
         """Move the network to its device."""
+        checkpoint.check_steps(self.sampling, self.weights)
         network = self.weights.network
         network.to(self.plan.device, memory_format=MEMORY_FORMAT[network.config.dims])  # type: ignore[call-overload]
 
@@ -141,14 +142,14 @@ class Inpainter:
         progress = progress or ProgressBar(0, quiet=True)
         complete: deque[Stack] = deque()
 
-        def tasks() -> Iterator[Task]:
+        def opened() -> Iterator[Stack]:
             for scan in scans:
                 stack = self.stack(scan, keep=keep)
                 self._open(stack, progress)
-                yield from stack.tasks()
-                complete.extend([stack] if not stack.windows else [])
+                complete.extend([] if stack.windows else [stack])
+                yield stack
 
-        batches = windows.batches(tasks(), lambda: self.plan.batch_size)
+        batches = windows.batches(opened(), lambda: self.plan.batch_size)
         sample = partial(self._sample, seed=seed)
         for done, samples_N1V, seconds in concurrent.run(sample, batches, progress.advance, self.plan.concurrent):
             log.debug("%d windows of %s in %.2f s", len(done), nifti.format_shape(samples_N1V.shape[2:]), seconds)
@@ -159,7 +160,6 @@ class Inpainter:
                     complete.append(task.stack)
             while complete:
                 yield complete.popleft()
-        yield from complete
 
     def finish(self, stack: Stack) -> Filled:
         """Add up, smooth and undo the preparation (paper §3.3).
@@ -207,7 +207,7 @@ class Inpainter:
 
     def _open(self, stack: Stack, progress: ProgressBar) -> None:
         """Count the work of a scan; of the first one, log how long it takes."""
-        if not progress.known:
+        if progress.cases and not progress.known:
             batch.log_estimate(stack, self.weights, self.sampling, self.plan)
         progress.open(stack.missing * self.sampling.passes)
 

@@ -1,6 +1,6 @@
 """Process settings for long CPU work: OpenMP's spin count and glibc's malloc. Measured in docs/benchmarks.md.
 
-``GOMP_SPINCOUNT=1000``: idle OpenMP threads that spin starve each other on a busy machine. A fill beside another
+``GOMP_SPINCOUNT=1000``: idle OpenMP threads that spin starve each other on a busy machine. A fill next to another
 process takes 4.4 s instead of 45.1 s (two cores); on an idle machine it takes 2.49 s instead of 2.33 s.
 
 ``mallopt``: glibc returns every large block to the system when it is freed, and gets the next one zeroed, page by page.

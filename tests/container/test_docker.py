@@ -134,7 +134,7 @@ def test_a_fill_that_the_image_cannot_make_says_what_to_install_and_the_others_a
     for method in ("biharmonic", "telea"):
         done = docker_run(*mounts, IMAGE, "baseline", "--method", method, "--data-path=/input", "--output-path=/output")
         assert done.returncode == 2
-        assert "outside the container, run pip install 'brats-inpainting[baselines]'" in done.stderr
+        assert "Outside the container, run pip install 'brats-inpainting[baselines]'" in done.stderr
     for method in ("mean", "mirror"):
         places = ("--data-path=/input", "--output-path=/output", "--overwrite")
         done = docker_run(*mounts, IMAGE, "baseline", "--method", method, *places)

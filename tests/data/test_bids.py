@@ -184,7 +184,7 @@ def test_what_cannot_be_described_is_told_and_what_is_there_already_is_left_alon
 
 
 def test_other_commands_say_that_they_do_not_read_datasets(dataset):
-    with pytest.raises(ConfigError, match="a BIDS dataset, which only infer and check read"):
+    with pytest.raises(ConfigError, match="a BIDS dataset, which only infer, baseline and check read"):
         cases.find(dataset(SCAN, MASK))
 
 

@@ -183,9 +183,9 @@ def test_batches_run_across_cases_and_hold_one_shape_each():
     wide = np.zeros_like(mask)
     wide[10:60, 30:34, 5:7] = True
     stacks = [stack_of(scan_of(mask.shape, m, name)) for name, m in (("a", mask), ("b", mask | wide))]
-    tasks = [task for stack in stacks for task in stack.tasks()]
-    groups = list(windows.batches(tasks, lambda: 3))
-    assert sorted(id(task) for group in groups for task in group) == sorted(map(id, tasks))
+    groups = list(windows.batches(stacks, lambda: 3))
+    found = sorted((id(task.window), task.sample) for group in groups for task in group)
+    assert found == sorted((id(task.window), task.sample) for stack in stacks for task in stack.tasks())
     assert all(len(group) <= 3 for group in groups)
     assert all(len({task.window.shape for task in group}) == 1 for group in groups)
     assert any(len({id(task.stack) for task in group}) == 2 for group in groups)
@@ -196,12 +196,12 @@ def test_few_cases_wait_for_a_full_batch():
     stacks = [stack_of(scan_of(mask.shape, mask, str(i))) for i in range(12)]
     opened = []
 
-    def tasks():
+    def open_all():
         for stack in stacks:
             opened.append(stack)
-            yield from stack.tasks()
+            yield stack
 
-    for group in windows.batches(tasks(), lambda: 1000):
+    for group in windows.batches(open_all(), lambda: 1000):
         assert len({id(task.stack) for task in group}) <= windows.MAX_OPEN
     assert len(opened) == 12
 

@@ -96,7 +96,7 @@ def infer(
     ):
         data_path, output_path = map(Path, folders.split(":"))  # the container's /input and /output
     layout, target = _parse_paths(data_path, output_path, image, mask, output, participants=participant_label or [])
-    layout.jobs(target)  # reports unusable paths before the network is loaded
+    jobs = layout.jobs(target)  # reports unusable paths before the network is loaded
     reports.keep_apart(report_path, output_path)
     from brats_inpainting import parameters
 
@@ -139,7 +139,7 @@ def infer(
             inpainter, layout, target, options=options, existing=existing, workers=workers, quiet=quiet()
         )
     if report_path:
-        fills = {case: {"filled": path} for path, case in layout.jobs(target).items()}
+        fills = {case: {"filled": path} for path, case in jobs.items()}
         reports.write_for_run(fills, report_path, record.failed, not no_images)
     finish(record.failed)
 
@@ -194,7 +194,8 @@ def check(
     from brats_inpainting import layouts
     from brats_inpainting.data import cases
 
-    _require_together({"--image": image, "--mask": mask}, {"--data-path": data_path})
+    others = {"--data-path": data_path, "--participant-label": participant_label}
+    _require_together({"--image": image, "--mask": mask}, others)
     layout: Layout
     if image and mask:
         layout = layouts.Pair(image, mask)

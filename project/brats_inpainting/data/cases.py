@@ -81,7 +81,9 @@ def find(folder: Path) -> list[Case]:
         ConfigError: the folder does not exist, cannot be read, has no case, or has two of one id.
     """
     if is_bids(folder):
-        raise ConfigError(f"{folder}: a BIDS dataset, which only infer and check read\n  Give a folder of cases.")
+        raise ConfigError(
+            f"{folder}: a BIDS dataset, which only infer, baseline and check read\n  Give a folder of cases."
+        )
     try:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder\n  Give the folder that holds one sub-folder per case.")

@@ -225,24 +225,24 @@ def of_scan(scan: Scan, windowing: Windowing) -> list[Window]:
     return found
 
 
-def batches(tasks: Iterable[Task], size: Callable[[], int]) -> Iterator[list[Task]]:
-    """Yield batches of at most ``size()`` tasks of equal shape, across cases.
+def batches(stacks: Iterable[Stack], size: Callable[[], int]) -> Iterator[list[Task]]:
+    """Yield batches of at most ``size()`` tasks of equal shape, across cases; an empty one for a case without tasks.
 
     After ``MAX_OPEN`` cases the incomplete batches are yielded too, so that finished cases are written soon and few
     are in memory.
     """
     waiting: dict[tuple[int, ...], list[Task]] = {}
-    opened: list[Stack] = []
-    for task in tasks:
-        if task.stack not in opened:
-            if len(opened) == MAX_OPEN:
-                yield from waiting.values()
-                waiting, opened = {}, []
-            opened.append(task.stack)
-        shape = task.window.shape
-        waiting.setdefault(shape, []).append(task)
-        if len(waiting[shape]) >= size():
-            yield waiting.pop(shape)
+    for number, stack in enumerate(stacks):
+        if number % MAX_OPEN == 0:
+            yield from waiting.values()
+            waiting = {}
+        if not stack.windows:
+            yield []
+        for task in stack.tasks():
+            shape = task.window.shape
+            waiting.setdefault(shape, []).append(task)
+            if len(waiting[shape]) >= size():
+                yield waiting.pop(shape)
     yield from waiting.values()
 
 

@@ -134,15 +134,8 @@ def save(
 
 
 def with_enough_steps(sampling: SamplingConfig, weights: Weights, *, asked: bool) -> SamplingConfig:
-    """Return the sampling with at least 25 steps for weights that predict noise, unless its steps were ``asked`` for.
-
-    Raises:
-        ConfigError: when the weights were trained with fewer steps than are asked for.
-    """
-    most = weights.diffusion.steps
-    if sampling.steps > most:
-        raise ConfigError(f"{sampling.steps} steps asked for\n  The weights were trained with {most}: ask for no more.")
-    enough = min(ENOUGH_STEPS, most)
+    """Return the sampling, with 25 steps or more if the weights predict noise and its steps were not ``asked`` for."""
+    enough = min(ENOUGH_STEPS, weights.diffusion.steps)
     if weights.diffusion.prediction != "eps" or sampling.steps >= enough:
         return sampling
     if asked:
@@ -150,6 +143,16 @@ def with_enough_steps(sampling: SamplingConfig, weights: Weights, *, asked: bool
         log.warning(few, weights.path.name, sampling.steps, enough)
         return sampling
     return sampling.model_copy(update={"steps": enough})
+
+
+def check_steps(sampling: SamplingConfig, weights: Weights) -> None:
+    """Check that sampling takes no more steps than the weights were trained with.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    if sampling.steps > (most := weights.diffusion.steps):
+        raise ConfigError(f"{sampling.steps} steps asked for\n  The weights were trained with {most}: ask for no more.")
 
 
 def check_compatible(loaded: Weights) -> None:
