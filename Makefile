@@ -19,7 +19,7 @@ SOURCE ?= $(shell git config remote.origin.url | grep ^https:)
 BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%) \
 	$(SOURCE:%=--build-arg SOURCE=%) $(REVISION:%=--build-arg REVISION=%)
 
-.PHONY: demo example test reliability test-container lint licences image wheelhouse submission
+.PHONY: demo example test test-slow reliability test-container lint licences image wheelhouse submission
 
 OTHERS := biharmonic telea mirror
 demo: $(READY)  ## fill an example lesion with the bundled weights and with baselines, score and draw the fills
@@ -33,8 +33,12 @@ demo: $(READY)  ## fill an example lesion with the bundled weights and with base
 example: $(READY)  ## write the example case to the MLCube tasks' data folder
 	$(BIN)/brats-inpainting example --output-path workspace/data
 
-test: $(READY)  ## all tests but those of the container, two at a time
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
+test: $(READY)  ## quick tests, two at a time
+	$(PYTEST) -m 'not container and not slow'
+
+test-slow: $(READY)  ## tests that take more than ten seconds each; with test, all but those of the container
+	$(PYTEST) -m slow
 
 reliability: $(READY)  ## the long tests of docs/reliability.md: fuzzer, kills, many cases (half an hour)
 	$(BIN)/python -m tests.reliability.fuzz 24000

@@ -16,6 +16,7 @@ from .conftest import lesion, write_case
 SHAPE = (64, 64, 12)
 
 
+@pytest.mark.slow
 def test_a_case_is_measured_at_each_preset(tmp_path, tiny_weights, capsys):
     write_case(tmp_path / "cases", "a")
     where = ["--data-path", tmp_path / "cases", "--report-path", tmp_path / "report", "--weights", tiny_weights]

@@ -296,6 +296,7 @@ def test_info_and_help_do_not_import_torch():
         assert told.strip().endswith("False")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_keeps_what_is_finished(data, tmp_path, tiny_weights, number, code):
     path = data / IDS[1] / f"{IDS[1]}-mask.nii.gz"

@@ -78,6 +78,7 @@ def test_a_case_whose_name_is_a_pattern_leaves_the_maps_of_others_alone(tmp_path
         assert (tmp_path / "report" / f"{case_id}-t1n-inference-std.nii.gz").exists()
 
 
+@pytest.mark.slow
 def test_a_case_too_large_for_the_memory_fails_alone(tmp_path, tiny_weights):
     write_case(tmp_path / "data", "small")
     large, volume_XYZ = tmp_path / "data" / "large", np.zeros((500, 500, 500), np.uint8)

@@ -1,8 +1,11 @@
 """A short version of the long run; `python -m tests.reliability.long_run` is the whole one."""
 
+import pytest
+
 from .reliability import long_run
 
 
+@pytest.mark.slow
 def test_memory_and_open_files_stay_as_they_are(tmp_path):
     _, notes, slope = long_run.run(40, tmp_path)
     files = [files for _, files in notes]

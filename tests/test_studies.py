@@ -74,6 +74,7 @@ def coloured(measured, folder):
     return np.count_nonzero(blue - red > 40)
 
 
+@pytest.mark.slow
 def test_peers_do_the_same_work_and_the_reference_gives_the_same_numbers():
     found = {peer.name: peer for peer in peers.compare(SUBJECT, rounds=2)}
     assert {"ours", "eager reference", "diffusers UNet2DModel", "MONAI DiffusionModelUNet"} <= set(found)
@@ -97,6 +98,7 @@ def test_a_case_is_measured_by_phase_and_scaled_from_what_was_done(tmp_path):
     assert 0 < found.other_share < 0.5
 
 
+@pytest.mark.slow
 def test_the_study_of_speed_writes_tables_numbers_and_a_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "BATCHES", (1,))
     monkeypatch.setattr(run, "LIMITS", {"cpu": {"small-2": (1, 1)}})
