@@ -81,9 +81,11 @@ def test_the_page_of_presets_tells_every_setting():
         sampler, spacing, steps, samples, flip = setting
         name = f"{sampler}, {spacing}" if int(steps) > 1 and sampler == "ddim" else sampler
         flips = "yes" if flip == "True" else "no"
-        told = [name, steps, samples, flips, *cells(of, {"passes": ".0f"} | COARSE | dict.fromkeys(MORE, ".2f"))]
-        assert f"| {' | '.join(told)} |" in CHOICE
-        assert len(of) == 3
+        three = [row for row in of if row["case"].endswith(("90041-000", "90052-001", "90065-001"))]
+        assert (len(of), len(three)) in ((3, 3), (16, 3))
+        for some in (of, three):
+            columns = cells(some, {"passes": ".0f"} | COARSE | dict.fromkeys(MORE, ".2f"))
+            assert f"| {' | '.join([name, steps, samples, flips, *columns])} |" in CHOICE
 
 
 def test_the_card_tells_every_case_of_the_default_weights():
