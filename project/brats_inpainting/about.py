@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from brats_inpainting import files
 from brats_inpainting.config import BUNDLED, DEFAULT_PRESET, PRESETS
 
 
@@ -30,9 +30,7 @@ def facts() -> dict[str, str]:
 
 def _described(weights: Path) -> str:
     """Describe a weights file by path, size and hash."""
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{weights}, {weights.stat().st_size / 1e6:.1f} MB\n           SHA-256 {digest}"
+    return f"{weights}, {weights.stat().st_size / 1e6:.1f} MB\n           SHA-256 {files.sha256(weights)}"
 
 
 def _gpus() -> list[str]:

@@ -6,7 +6,6 @@ Running out of memory on a CPU cannot be caught, so it is avoided by planning.
 from __future__ import annotations
 
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -95,6 +94,8 @@ def free(root: Path = Path("/")) -> int | None:
 
 def peak() -> int:
     """Return the peak resident memory of this process in bytes."""
+    import resource  # Unix only
+
     if own := re.search(r"VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status"))):
         return int(own[1]) * 1024  # unlike ru_maxrss, not inherited from the parent
     unit = 1 if sys.platform == "darwin" else 1024
