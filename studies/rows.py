@@ -29,7 +29,7 @@ def append(table, rows):
 
 def network_columns(inpainter):
     """Return the columns that identify the network and its precision."""
-    return {"weights": inpainter.weights.sha256[:8], "precision": inpainter.precision}
+    return {"weights": inpainter.weights.sha256[:8], "precision": inpainter.plan.precision}
 
 
 def grouped(rows, *keys):

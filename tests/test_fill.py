@@ -13,7 +13,7 @@ import pytest
 
 from brats_inpainting.baselines import Baseline
 from brats_inpainting.config import DiffusionConfig, SamplingConfig
-from brats_inpainting.data import cases, volume
+from brats_inpainting.data import cases, output
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.fill import Options, fill_folder
@@ -29,7 +29,7 @@ def run_of(folder, filler, **settings):
 
 
 def test_the_next_case_is_read_while_one_is_filled_and_files_are_written_beside(tmp_path, monkeypatch):
-    notes, load, save = [], cases.load, volume.save
+    notes, load, save = [], cases.load, output.save
 
     def noted(what, function, name):
         def call(*args):
@@ -39,7 +39,7 @@ def test_the_next_case_is_read_while_one_is_filled_and_files_are_written_beside(
         return call
 
     monkeypatch.setattr(cases, "load", noted("read", load, lambda args: args[0].id))
-    monkeypatch.setattr(volume, "save", noted("written", save, lambda args: args[1].name[:6]))
+    monkeypatch.setattr(output, "save", noted("written", save, lambda args: args[1].name[:6]))
     for number in range(4):
         write_case(tmp_path / "data", f"case-{number}", seed=number)
     run_of(tmp_path, inpainter())

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from brats_inpainting.config import DiffusionConfig, UNetConfig
+from studies import rows
 from studies.speed import case, ceilings, passes, peers, report, run
 from studies.speed.reference import Reference
 from studies.speed.subject import Subject
 
-from .conftest import lesion, write_case
+from .conftest import inpainter, lesion, write_case
 from .golden import SMALL, distance, network, rnd
 
 STUDIES = sorted(
@@ -126,3 +127,7 @@ def test_every_study_says_how_it_is_called(path, monkeypatch, capsys):
         importlib.import_module(".".join(path.parts)).main()
     assert stop.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_rows_of_studies_name_the_weights_and_the_precision():
+    assert rows.network_columns(inpainter()) == {"weights": "00000000", "precision": "fp32"}

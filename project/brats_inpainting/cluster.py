@@ -130,7 +130,7 @@ class Workers:
 
         if not isinstance(filler, Inpainter):
             raise ConfigError("a cluster runs the network only\n  Run without a cluster.")
-        inputs = [path.absolute().parent for case in jobs.values() for path in (case.image, case.mask)]
+        inputs = [path.absolute().parent for case in jobs.values() for path in case.files]
         outputs = [target.absolute().parent for target in jobs]
         reports = [(options.report_path or outputs[0]).absolute()]
         folders = [Path(os.path.commonpath(paths)) for paths in (inputs, outputs, reports)]
@@ -165,8 +165,7 @@ class Workers:
         while True:
             room = max(1, len(self.client.nthreads())) - len(running)
             for target, case in islice(waiting, max(0, room)):
-                located = replace(case, image=case.image.absolute(), mask=case.mask.absolute())
-                running[self.client.submit(_fill, located, target.absolute(), order, pure=False)] = target, case
+                running[self.client.submit(_fill, case.absolute(), target.absolute(), order, pure=False)] = target, case
             if not running:
                 return
             for future in _done(running):

@@ -17,7 +17,7 @@ import numpy as np
 
 from brats_inpainting import files
 from brats_inpainting.concurrent import prefetch
-from brats_inpainting.data import cases, volume, windows
+from brats_inpainting.data import cases, output, volume, windows
 from brats_inpainting.data.cases import Case
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack
@@ -193,7 +193,7 @@ def _write(filler: Filler, stack: Stack, target: Path, options: Options) -> dict
     scan, started = stack.scan, time.perf_counter()
     try:
         filled = filler.finish(stack)
-        volume.save(volume.image_like(scan.loaded, filled.volume_XYZ, keep_dtype=options.keep_dtype), target)
+        output.save(output.image_like(scan.loaded, filled.volume_XYZ, keep_dtype=options.keep_dtype), target)
         if options.report_path:
             _write_sidecars(filled, target, options.report_path)
         digest = files.sha256(target)
@@ -222,7 +222,7 @@ def _write_sidecars(filled: Filled, target: Path, folder: Path) -> None:
             old.unlink()
     volumes = () if filled.std_XYZ is None else (("std", filled.std_XYZ),)
     for kind, volume_XYZ in chain(volumes, ((f"sample-{n}", each) for n, each in enumerate(filled.samples_XYZ, 1))):
-        volume.save(volume.image_like(filled.scan.loaded, volume_XYZ), folder / files.sidecar_name(target, kind))
+        output.save(output.image_like(filled.scan.loaded, volume_XYZ), folder / files.sidecar_name(target, kind))
 
 
 def _case_error(case_id: str, error: MemoryError | OSError) -> CaseError:

@@ -20,7 +20,7 @@ from nibabel.nifti1 import Nifti1Image
 from brats_inpainting import batch, concurrent, config, memory
 from brats_inpainting.concurrent import OnPass
 from brats_inpainting.config import DEFAULT_PRESET, FRAME, DiffusionConfig, Precision, SamplingConfig, UNetConfig
-from brats_inpainting.data import cases, nifti, volume, windows
+from brats_inpainting.data import cases, nifti, output, volume, windows
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack, Task, Windowing
 from brats_inpainting.device import choose_device
@@ -124,7 +124,7 @@ class Inpainter:
         sampled = time.perf_counter()
         filled = self.finish(stack)
         timings = {"prepare": prepared - started, "fill": sampled - prepared, "finish": time.perf_counter() - sampled}
-        like = volume.image_like if isinstance(image, str | Path | Nifti1Image) else volume.array_like
+        like = output.image_like if isinstance(image, str | Path | Nifti1Image) else output.array_like
         std = None if filled.std_XYZ is None else like(loaded, filled.std_XYZ)
         return Inpainting(like(loaded, filled.volume_XYZ), std, timings)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from brats_inpainting.data import bids, cases
 from brats_inpainting.data.cases import Case
+from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
 from brats_inpainting.errors import ConfigError
 
 
@@ -40,11 +41,12 @@ class CaseFolder:
     """One sub-folder per case, ``{id}/{id}-t1n-voided.nii.gz`` and ``{id}/{id}-mask.nii.gz``, as the challenge has."""
 
     data_path: Path
+    reading: MaskReading = UNAMBIGUOUS
 
     @cached_property
     def cases(self) -> list[Case]:
         """The cases of the folder."""
-        return cases.find(self.data_path)
+        return [replace(case, reading=self.reading) for case in cases.find(self.data_path)]
 
     def jobs(self, output_path: Path) -> dict[Path, Case]:
         """Return ``{id}-t1n-inference.nii.gz`` for each case."""
@@ -61,11 +63,12 @@ class BidsDataset:
 
     data_path: Path
     participants: Sequence[str] = ()
+    reading: MaskReading = UNAMBIGUOUS
 
     @cached_property
     def cases(self) -> list[Case]:
         """The scans that have a lesion mask."""
-        return bids.find(self.data_path, self.participants)
+        return [replace(case, reading=self.reading) for case in bids.find(self.data_path, self.participants)]
 
     def jobs(self, output_path: Path) -> dict[Path, Case]:
         """Return ``…_desc-inpainted_T1w.nii.gz`` for each scan."""
@@ -78,10 +81,12 @@ class BidsDataset:
 
 @dataclass(frozen=True)
 class Pair:
-    """A single scan and its mask; the result is one file, and the case is named after it."""
+    """A single scan, its mask and optionally its brain mask; the result is one file, and the case is named after it."""
 
     image: Path
     mask: Path
+    brain: Path | None = None
+    reading: MaskReading = UNAMBIGUOUS
 
     @cached_property
     def cases(self) -> list[Case]:
@@ -92,7 +97,7 @@ class Pair:
         """Return the output file and the pair."""
         if not output_path.name.endswith((".nii", ".nii.gz")):
             raise ConfigError(f"{output_path}: not a NIfTI name\n  Let it end in .nii.gz or .nii.")
-        for given in (self.image, self.mask):
+        for given in self._inputs:
             if output_path.exists() and given.exists() and output_path.samefile(given):
                 raise ConfigError(f"{output_path}: is an input too\n  Give another name for the result.")
         return {output_path: self._case(output_path)}
@@ -102,20 +107,25 @@ class Pair:
         return {}
 
     def _case(self, named: Path) -> Case:
-        for given in (self.image, self.mask):
+        for given in self._inputs:
             if not given.is_file():
                 raise ConfigError(f"{given}: no such file")
-        return Case(named.name.removesuffix(".gz").removesuffix(".nii"), self.image, self.mask)
+        case_id = named.name.removesuffix(".gz").removesuffix(".nii")
+        return Case(case_id, self.image, self.mask, brain=self.brain, reading=self.reading)
+
+    @property
+    def _inputs(self) -> list[Path]:
+        return [given for given in (self.image, self.mask, self.brain) if given]
 
 
-def of_folder(data_path: Path, participants: Sequence[str] = ()) -> Layout:
+def of_folder(data_path: Path, participants: Sequence[str] = (), reading: MaskReading = UNAMBIGUOUS) -> Layout:
     """Return the layout of a folder: a BIDS dataset where there is a ``dataset_description.json``.
 
     Raises:
         ConfigError: when participants are chosen of anything else.
     """
     if cases.is_bids(data_path):
-        return BidsDataset(data_path, participants)
+        return BidsDataset(data_path, participants, reading)
     if participants:
         raise ConfigError(f"{data_path}: no BIDS dataset, which --participant-label goes with\n  Leave it out.")
-    return CaseFolder(data_path)
+    return CaseFolder(data_path, reading)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from brats_inpainting import memory
 from brats_inpainting.config import Precision
-from brats_inpainting.data import cases, volume
+from brats_inpainting.data import cases, output, volume
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack
 from brats_inpainting.diffusion.unet import UNet
@@ -130,7 +130,7 @@ def _fill(inpainter: First, timed: Timed, case: cases.Case, limit: int) -> tuple
         lap("fill")
         filled = inpainter.finish(stack)
         lap("undo")
-        volume.save(volume.image_like(loaded, filled.volume_XYZ), Path(folder) / "filled.nii.gz")
+        output.save(output.image_like(loaded, filled.volume_XYZ), Path(folder) / "filled.nii.gz")
         lap("save")
     seconds = {name: times[name] - times[before] for before, name in pairwise(times)}
     seconds |= {NETWORK: timed.seconds, SAMPLER: seconds.pop("fill") - timed.seconds}

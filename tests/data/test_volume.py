@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_inpainting.data import cases, volume
+from brats_inpainting.data import cases, output, volume
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.data.volume import Frame, Intensity
 from brats_inpainting.errors import CaseError
@@ -221,7 +221,7 @@ def test_keep_dtype_keeps_every_stored_number_outside_the_mask(dtype, slope):
     image = scan_of(shape, affine_of("LPS"), dtype, slope=slope)
     loaded = cases.examine("x", image, nib.Nifti1Image(mask.astype(np.uint8), image.affine), names=("i", "m"))
     filled = np.where(mask, np.float32(1e12), loaded.image_XYZ)
-    kept = nib.Nifti1Image.from_bytes(volume.image_like(loaded, filled, keep_dtype=True).to_bytes())
+    kept = nib.Nifti1Image.from_bytes(output.image_like(loaded, filled, keep_dtype=True).to_bytes())
     assert kept.get_data_dtype() == image.get_data_dtype()
     assert (kept.dataobj.slope, kept.dataobj.inter) == (image.dataobj.slope, image.dataobj.inter)
     stored, given = (np.asarray(i.dataobj.get_unscaled()) for i in (kept, image))
@@ -233,8 +233,8 @@ def test_keep_dtype_keeps_every_stored_number_outside_the_mask(dtype, slope):
 def test_a_write_that_fails_leaves_no_file(tmp_path):
     image = scan_of((4, 4, 4), np.eye(4), np.int16)
     with pytest.raises(CaseError, match="cannot be written"):
-        volume.save(image, tmp_path / "missing" / "x.nii.gz")
-    volume.save(image, tmp_path / "x.nii.gz")
+        output.save(image, tmp_path / "missing" / "x.nii.gz")
+    output.save(image, tmp_path / "x.nii.gz")
     assert [p.name for p in tmp_path.iterdir()] == ["x.nii.gz"]
 
 
@@ -242,7 +242,7 @@ def test_a_write_that_fails_leaves_no_file(tmp_path):
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 def test_the_bytes_are_those_that_nibabel_writes(tmp_path, name, kind):
     image = kind.from_image(scan_of((9, 10, 11), affine_of("RAS"), np.int16, slope=(0.5, 3)))
-    volume.save(image, tmp_path / name)
+    output.save(image, tmp_path / name)
     nib.save(image, tmp_path / f"nibabel-{name}")
     assert (tmp_path / name).read_bytes() == (tmp_path / f"nibabel-{name}").read_bytes()
 

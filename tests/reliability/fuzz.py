@@ -31,7 +31,7 @@ from safetensors.torch import save as as_safetensors
 
 from brats_inpainting import config, parameters
 from brats_inpainting.config import DiffusionConfig
-from brats_inpainting.data import cases, nifti, volume
+from brats_inpainting.data import cases, nifti, output, volume
 from brats_inpainting.device import choose_device
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import InpaintingError
@@ -140,7 +140,7 @@ class Nifti:
         scan = volume.prepare(loaded)
         filled_XYZ = scan.inside(volume.smooth(scan.image_SHW, 1.0))
         for keep_dtype in (False, True):
-            volume.save(volume.image_like(loaded, filled_XYZ, keep_dtype=keep_dtype), self.folder / "y.nii.gz")
+            output.save(output.image_like(loaded, filled_XYZ, keep_dtype=keep_dtype), self.folder / "y.nii.gz")
             assert nib.load(self.folder / "y.nii.gz").shape == image.shape
 
 

@@ -60,4 +60,4 @@ def write_for_run(fills: dict[Case, dict[str, Path]], report_path: Path, failed:
 
 def folders(fills: dict[Case, dict[str, Path]]) -> set[Path]:
     """Return the folders whose paths the report leaves out."""
-    return {path.parent for case, paths in fills.items() for path in (case.image, case.mask, *paths.values())}
+    return {path.parent for case, paths in fills.items() for path in (*case.files, *paths.values())}

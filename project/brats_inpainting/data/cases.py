@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +17,7 @@ from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
 
 from brats_inpainting.data import nifti
+from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading, lesion_of
 from brats_inpainting.errors import CaseError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -30,19 +31,48 @@ FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.
 
 @dataclass(frozen=True)
 class Case:
-    """One scan to fill: its id and its two files."""
+    """One scan to fill.
+
+    Attributes:
+        id: name in messages and results.
+        image: the scan.
+        mask: its lesion mask.
+        more_masks: further masks of the same scan; all are joined.
+        brain: its brain mask, if the scan is a whole head.
+        reading: how the values of the masks are interpreted.
+        problem: why the files cannot be used, found when they were listed; ``load`` reports it.
+    """
 
     id: str
     image: Path
     mask: Path
+    more_masks: tuple[Path, ...] = ()
+    brain: Path | None = None
+    reading: MaskReading = UNAMBIGUOUS
+    problem: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the case."""
+        return (self.image, self.mask, *self.more_masks, *([self.brain] if self.brain else []))
+
+    def absolute(self) -> Case:
+        """Return the case with absolute paths."""
+        return replace(
+            self,
+            image=self.image.absolute(),
+            mask=self.mask.absolute(),
+            more_masks=tuple(path.absolute() for path in self.more_masks),
+            brain=self.brain and self.brain.absolute(),
+        )
 
 
 @dataclass(frozen=True)
 class LoadedCase:
     """A validated case in memory.
 
-    ``image_XYZ`` is float32 with the file's scaling applied, ``mask_XYZ`` is bool; trailing axes of length one are
-    dropped from both. ``template`` has the header, the affine and the original shape.
+    ``image_XYZ`` is float32 with the file's scaling applied, the masks are bool; trailing axes of length one are
+    dropped. ``template`` has the header, the affine and the original shape. ``brain_XYZ`` is given for whole heads.
     """
 
     id: str
@@ -50,6 +80,7 @@ class LoadedCase:
     image_XYZ: np.ndarray
     mask_XYZ: np.ndarray
     warnings: list[str]
+    brain_XYZ: np.ndarray | None = None
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -138,7 +169,7 @@ def load(case: Case) -> LoadedCase:
     Raises:
         CaseError: listing every problem.
     """
-    if problem := _name_problem(case):
+    if problem := case.problem or _name_problem(case):
         raise CaseError(f"{case.id}: {problem}")
     try:
         return _load(case)
@@ -148,14 +179,21 @@ def load(case: Case) -> LoadedCase:
 
 def _load(case: Case) -> LoadedCase:
     images, problems = [], []
-    for path in (case.image, case.mask):
+    for path in case.files:
         try:
             images.append(nifti.read(path))
         except CaseError as error:
             problems.append(str(error))
     if problems:
         raise CaseError(f"{case.id}: cannot be read\n  " + "\n  ".join(problems))
-    return examine(case.id, images[0], images[1], names=(case.image.name, case.mask.name))
+    return examine(
+        case.id,
+        images[0],
+        images[1],
+        names=(case.image.name, case.mask.name),
+        brain=images[-1] if case.brain else None,
+        reading=case.reading,
+    )
 
 
 def _name_problem(case: Case) -> str | None:
@@ -166,8 +204,24 @@ def _name_problem(case: Case) -> str | None:
     return f"its name is too long for its result\n  Shorten it by {-spare} bytes." if spare < 0 else None
 
 
-def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple[str, str]) -> LoadedCase:
-    """Validate an image and its mask, which messages call by ``names``, and return them as a case.
+def examine(
+    case_id: str,
+    image: Nifti1Image,
+    mask: Nifti1Image,
+    *,
+    names: tuple[str, str],
+    brain: Nifti1Image | None = None,
+    reading: MaskReading = UNAMBIGUOUS,
+) -> LoadedCase:
+    """Validate an image and its masks, and return them as a case.
+
+    Args:
+        case_id: name of the case in messages.
+        image: the scan.
+        mask: its lesion mask.
+        names: what messages call the two.
+        brain: its brain mask, if it is a whole head.
+        reading: how the values of the mask are interpreted.
 
     Raises:
         CaseError: listing every problem.
@@ -178,11 +232,12 @@ def examine(case_id: str, image: Nifti1Image, mask: Nifti1Image, *, names: tuple
     problems = [*_grid_problems(names, image, mask), *_value_problems(names, image_XYZ, values_XYZ)]
     if problems:
         raise CaseError(f"{case_id}: " + "\n  ".join(problems))
-    mask_XYZ = values_XYZ > 0.5
+    mask_XYZ = lesion_of(values_XYZ, reading)
+    brain_XYZ = None if brain is None else nifti.values(brain) > 0.5
     warnings = [*_mask_warnings(mask_XYZ, values_XYZ), *_image_warnings(image, image_XYZ, mask_XYZ)]
     for warning in warnings:
         log.warning("%s: %s", case_id, warning)
-    return LoadedCase(case_id, image, image_XYZ, mask_XYZ, warnings)
+    return LoadedCase(case_id, image, image_XYZ, mask_XYZ, warnings, brain_XYZ)
 
 
 def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Preprocessing of a case with exact inverses (orientation, intensity, crop), and NIfTI output.
+"""Preprocessing of a case with exact inverses: orientation, intensity, crop.
 
 Shapes: X Y Z the file's array, L P S the array re-oriented to LPS, S H W the frame: the region of every axial slice
 that the network can see, slices first, H along L and W along P.
@@ -20,7 +20,6 @@ from brats_inpainting.config import FRAME, FRAME_MULTIPLE
 from brats_inpainting.data import nifti
 from brats_inpainting.data.cases import LoadedCase, background_level
 from brats_inpainting.errors import CaseError
-from brats_inpainting.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -293,35 +292,6 @@ def smooth(image_SHW: np.ndarray, sigma: float | tuple[float, float, float]) -> 
     return np.moveaxis(ndimage.gaussian_filter(np.moveaxis(image_SHW, 0, 2), sigma), 2, 0)
 
 
-def image_like(loaded: LoadedCase, volume_XYZ: np.ndarray, *, keep_dtype: bool = False) -> Nifti1Image:
-    """Return an image with the input's shape, affine, codes, units and other header fields.
-
-    Float32 with slope 1; with ``keep_dtype`` the input's type and scaling: values are rounded and clipped to its range,
-    and unchanged voxels keep their stored value.
-    """
-    template = loaded.template
-    header = template.header.copy()
-    if not keep_dtype:
-        header.set_data_dtype(np.float32)
-        header.set_slope_inter(1, 0)
-        return type(template)(volume_XYZ.astype(np.float32).reshape(template.shape), template.affine, header)
-    slope, inter = (getattr(template.dataobj, name, default) for name, default in (("slope", 1.0), ("inter", 0.0)))
-    stored_XYZ = nifti.unscaled(template).reshape(loaded.image_XYZ.shape)
-    values_XYZ = (volume_XYZ.astype(np.float64) - inter) / slope
-    if stored_XYZ.dtype.kind in "iu":
-        limits = np.iinfo(stored_XYZ.dtype)
-        values_XYZ = np.clip(np.rint(values_XYZ), limits.min, limits.max)
-    kept_XYZ = np.where(volume_XYZ == loaded.image_XYZ, stored_XYZ, values_XYZ.astype(stored_XYZ.dtype))
-    image = type(template)(kept_XYZ.reshape(template.shape), template.affine, header)
-    image.header.set_slope_inter(slope, inter)  # the constructor resets it
-    return image
-
-
-def array_like(loaded: LoadedCase, volume_XYZ: np.ndarray) -> np.ndarray:
-    """Return an array with the input's shape, which may have trailing axes of length one."""
-    return volume_XYZ.reshape(loaded.template.shape)
-
-
 def read(path: Path) -> np.ndarray:
     """Read a file's scaled values in LPS, float32.
 
@@ -334,16 +304,3 @@ def read(path: Path) -> np.ndarray:
 def in_lps(image: Nifti1Image) -> np.ndarray:
     """Return an image's scaled values in LPS, float32."""
     return Orientation.of(image.affine).apply(nifti.values(image))
-
-
-def save(image: Nifti1Image, path: Path) -> None:
-    """Write an image atomically.
-
-    Raises:
-        CaseError: the disk is full or the folder cannot be written.
-    """
-    try:
-        with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-            nifti.write(image, file, compress=path.suffix == ".gz")
-    except OSError as error:
-        raise CaseError(f"{path.name}: cannot be written to {path.parent} ({error.strerror or error}).") from error
