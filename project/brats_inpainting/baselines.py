@@ -104,10 +104,11 @@ class Baseline:
 
     method: Callable[[Scan], np.ndarray]
     dilate: float = 0.0
+    resample: bool = True
 
     def settings(self) -> dict[str, Any]:
         """Return the method's name and the dilation."""
-        return {"method": self.method.__name__, "dilate": self.dilate}
+        return {"method": self.method.__name__, "dilate": self.dilate, "resample": self.resample}
 
     def facts(self) -> dict[str, Any]:
         """Return an empty dict."""

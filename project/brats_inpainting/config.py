@@ -137,8 +137,8 @@ class SamplingConfig(Settings):
     ``steps`` is how many of the T timesteps are visited, with ``spacing`` (see ``Schedule.timesteps``) or the sampler's
     default; ``samples`` are averaged, and their standard deviation is the uncertainty; ``noise`` is its correlation
     along z; ``smoothing`` is the Gaussian's σ in voxels, one for all axes or one each for x, y and z in LPS;
-    ``dilate`` grows the mask, in mm; ``replace`` fills the mask only, or replaces whole slices and rescales the volume,
-    as the paper does (§3.3).
+    ``dilate`` grows the mask, in mm; ``resample`` brings scans to 1 mm; ``replace`` fills the mask only, or replaces
+    whole slices and rescales the volume, as the paper does (§3.3).
     """
 
     sampler: Annotated[str, _one_of(SAMPLERS)] = "dpmpp_2m"
@@ -148,6 +148,7 @@ class SamplingConfig(Settings):
     noise: Annotated[str, _one_of(NOISE_MODES)] = "slerp"
     smoothing: Sigma | tuple[Sigma, Sigma, Sigma] = 1.075  # the paper's
     dilate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    resample: bool = True
     replace: Literal["mask", "slices"] = "mask"
 
     @property
@@ -172,7 +173,7 @@ PRESETS: dict[str, dict[int, SamplingConfig]] = {
         2: _ALONG_Z.model_copy(update={"samples": 10}),
         3: _SAMPLE.model_copy(update={"samples": 4}),
     },
-    "paper": {2: SamplingConfig(sampler="ddpm", steps=1000, noise="independent", replace="slices")},
+    "paper": {2: SamplingConfig(sampler="ddpm", steps=1000, noise="independent", resample=False, replace="slices")},
 }
 DEFAULT_PRESET = "fast"
 

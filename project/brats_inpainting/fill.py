@@ -183,7 +183,7 @@ def _prepared(filler: Filler, found: list[Case], record: Record, progress: Progr
 
 def _prepare(filler: Filler, case: Case) -> Scan:
     try:
-        return volume.prepare(cases.load(case), dilate=filler.dilate)
+        return volume.prepare(cases.load(case), dilate=filler.dilate, resample=filler.resample)
     except MemoryError as error:
         raise _case_error(case.id, error) from error
 

@@ -37,6 +37,10 @@ class Filler(Protocol):
     def dilate(self) -> float:
         """Millimetres by which masks are grown before they are filled."""
 
+    @property
+    def resample(self) -> bool:
+        """Whether scans of other voxel sizes are brought to 1 mm."""
+
     def settings(self) -> dict[str, Any]:
         """Return everything that results depend on, as JSON; a resumed run must have the same."""
 

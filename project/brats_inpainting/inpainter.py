@@ -118,7 +118,7 @@ class Inpainter:
         """
         started = time.perf_counter()
         loaded = cases.examine("the scan", nifti.as_image(image), nifti.as_image(mask), names=("image", "mask"))
-        scan = volume.prepare(loaded, dilate=self.dilate)
+        scan = volume.prepare(loaded, dilate=self.dilate, resample=self.resample)
         prepared = time.perf_counter()
         (stack,) = self.fill([scan], seed=seed)
         sampled = time.perf_counter()
@@ -184,6 +184,11 @@ class Inpainter:
     def dilate(self) -> float:
         """Millimetres by which masks are grown before they are filled."""
         return self.sampling.dilate
+
+    @property
+    def resample(self) -> bool:
+        """Whether scans of other voxel sizes are brought to 1 mm."""
+        return self.sampling.resample
 
     def settings(self) -> dict[str, Any]:
         """Return everything that results depend on, besides the seed."""

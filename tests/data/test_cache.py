@@ -10,7 +10,7 @@ import pytest
 
 from brats_inpainting.data import cache
 from brats_inpainting.data.cache import LEVELS, TrainingCase
-from brats_inpainting.data.volume import Frame, Intensity
+from brats_inpainting.data.transforms import Frame, Intensity
 from brats_inpainting.errors import CaseError, ConfigError
 
 from ..conftest import LPS, brain, lesion

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from brats_inpainting.data import cases, output, volume
 from brats_inpainting.data.nifti import LPS
-from brats_inpainting.data.volume import Frame, Intensity
+from brats_inpainting.data.transforms import Frame, Intensity, span
 from brats_inpainting.errors import CaseError
 
 from ..conftest import RandomOutput, ball, brain, inpainter, lesion
@@ -166,7 +166,7 @@ def test_the_mask_grows_by_millimetres_not_voxels():
 
 def test_a_prepared_mask_has_grown_by_millimetres():
     mask = lesion((40, 40, 20))
-    scan = prepared(brain(mask.shape), mask, affine_of("LPS", (1, 1.5, 3)), dilate=3)
+    scan = prepared(brain(mask.shape), mask, affine_of("LPS", (1, 1.5, 3)), dilate=3, resample=False)
     assert (scan.mask_XYZ == volume.grow(mask, 3, (1, 1.5, 3))).all()
     assert scan.mask_SHW.sum() == scan.mask_XYZ.sum()
 
@@ -196,7 +196,7 @@ def test_a_fill_is_clipped_to_the_range_of_the_scan():
 @pytest.mark.parametrize("length", [1, 63, 64, 70])
 def test_a_random_window_takes_every_place_that_covers_what_it_should(length):
     rng = np.random.default_rng(0)
-    starts = {volume.span(100, 100 + length, window=64, length=224, rng=rng).start for _ in range(1000)}
+    starts = {span(100, 100 + length, window=64, length=224, rng=rng).start for _ in range(1000)}
     low, high = sorted((100 + length - 64, 100))  # of 70 voxels: the window lies inside
     assert starts == set(range(low, high + 1))
 

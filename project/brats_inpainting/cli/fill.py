@@ -39,6 +39,7 @@ Participants = Annotated[
     option("participant-label", "Fill only this participant of a BIDS dataset; repeat, or use commas."),
 ]
 Resume = Annotated[bool, option("resume", "Keep finished outputs, make the others; overrides --overwrite.")]
+NoResample = Annotated[bool, option("no-resample", "Do not bring scans of other voxel sizes to 1 mm.")]
 Overwrite = Annotated[bool, option("overwrite", "Replace existing outputs.", envvar="BRATS_INPAINTING_OVERWRITE")]
 INSTALLED = [name for name, package in BASELINES.items() if package is None or offers(package)]
 
@@ -70,6 +71,7 @@ def infer(
         str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; one value, or one per axis: 0,0,1.075.")
     ] = None,
     dilate: Annotated[float | None, option("dilate", "Dilate the mask by this distance in mm.", min=0)] = None,
+    no_resample: NoResample = False,
     seed: Annotated[int | None, option("seed", "Same seed, same result. Default: 0.", min=0)] = None,
     device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
     batch_size: Annotated[str, option("batch-size", "Windows per network pass: auto or a number.")] = "auto",
@@ -112,6 +114,7 @@ def infer(
         "noise": noise,
         "smoothing": None if smoothing is None else _sigma(smoothing),
         "dilate": dilate,
+        "resample": False if no_resample else None,
     }
     from brats_inpainting.diffusion import checkpoint
     from brats_inpainting.fill import Options, fill_folder

@@ -14,9 +14,11 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.nifti1 import Nifti1Image
+from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from brats_inpainting.data import nifti
+from brats_inpainting.data.background import Background, faces
 from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading, lesion_of
 from brats_inpainting.errors import CaseError, ConfigError
 
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 
 AFFINE_TOLERANCE = 1e-3
 MAX_BRAIN_ML = 2300  # a larger foreground is taken for a head that is not skull-stripped
+MAX_FOREGROUND = 0.9  # of the voxels; more means that there is no background
+BRIGHT = 0.05  # of the brightest tissue; darker voxels can be air
+MAX_ON_FACE = 0.05  # of a face; more tissue there means a cropped brain
 MAX_NAME = 255 - len("-sample-1")  # bytes, on all common file systems; names of samples are longest
 BIDS = "dataset_description.json"  # marks a BIDS dataset, raw or derivative
 FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.IGNORECASE | re.DOTALL)
@@ -233,11 +238,25 @@ def examine(
     if problems:
         raise CaseError(f"{case_id}: " + "\n  ".join(problems))
     mask_XYZ = lesion_of(values_XYZ, reading)
-    brain_XYZ = None if brain is None else nifti.values(brain) > 0.5
-    warnings = [*_mask_warnings(mask_XYZ, values_XYZ), *_image_warnings(image, image_XYZ, mask_XYZ)]
+    brain_XYZ = None if brain is None else _brain(case_id, brain, image)
+    warnings = [*_mask_warnings(mask_XYZ, values_XYZ), *_image_warnings(image, image_XYZ, mask_XYZ, brain_XYZ)]
     for warning in warnings:
         log.warning("%s: %s", case_id, warning)
     return LoadedCase(case_id, image, image_XYZ, mask_XYZ, warnings, brain_XYZ)
+
+
+def _brain(case_id: str, brain: Nifti1Image, image: Nifti1Image) -> np.ndarray:
+    """Return a brain mask on the grid of the scan, bool; on another grid the nearest voxels are taken.
+
+    Raises:
+        CaseError: it is empty, or damaged.
+    """
+    if brain.shape[:3] != image.shape[:3] or not np.allclose(brain.affine, image.affine, atol=AFFINE_TOLERANCE):
+        brain = resample_from_to(brain, (image.shape[:3], image.affine), order=0)
+    brain_XYZ = nifti.values(brain) > 0.5
+    if not brain_XYZ.any():
+        raise CaseError(f"{case_id}: the brain mask is empty, or elsewhere than the scan\n  Give a mask of this scan.")
+    return brain_XYZ
 
 
 def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image) -> Iterator[str]:
@@ -272,24 +291,48 @@ def _mask_warnings(mask_XYZ: np.ndarray, values_XYZ: np.ndarray) -> Iterator[str
         yield "the mask is empty: the output is the input"
 
 
-def _image_warnings(image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
-    zooms = voxel_sizes(image.affine)
-    if (abs(zooms - 1) > 0.05).any():
-        yield f"voxels of {_numbers(zooms)} mm; the network was trained at 1 mm, so expect a worse fill"
+def _image_warnings(
+    image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndarray, brain_XYZ: np.ndarray | None
+) -> Iterator[str]:
     if image.ndim > 3:
         yield "a trailing axis of length one is dropped, and restored in the output"
-    level = background_level(image_XYZ, mask_XYZ)
-    foreground_XYZ = image_XYZ != level
-    yield from _place_warnings(image, foreground_XYZ & ~mask_XYZ, mask_XYZ)
-    if foreground_XYZ.mean() > 0.9:
+    if not (image.header["qform_code"] or image.header["sform_code"]):
+        axes = "".join(nib.aff2axcodes(image.affine))
+        yield f"no orientation in its header (qform and sform codes are 0): {axes} is assumed; check left and right"
+    background = Background.of(image_XYZ, mask_XYZ)
+    tissue_XYZ = background.foreground(image_XYZ)
+    if brain_XYZ is not None:
+        yield from _brain_warnings(image, brain_XYZ)
+        yield from _place_warnings(image, tissue_XYZ & brain_XYZ & ~mask_XYZ, mask_XYZ)
+        return
+    yield from _place_warnings(image, tissue_XYZ & ~mask_XYZ, mask_XYZ)
+    if tissue_XYZ.mean() > MAX_FOREGROUND:
         yield "no background around the brain; the intensities are scaled for scans with background 0"
         return
-    bright_XYZ = abs(image_XYZ - level) > 0.05 * np.percentile(abs(image_XYZ - level), 99.9)
-    if bright_XYZ.sum() * zooms.prod() / 1000 > MAX_BRAIN_ML:
-        yield "probably not skull-stripped: the network was trained on brains, so the fill will be wrong near the skull"
-    whole = bright_XYZ | mask_XYZ
-    if any(face.mean() > 0.05 for face in _faces(whole)):
+    bright_XYZ = tissue_XYZ & (abs(image_XYZ - background.level) > BRIGHT * _brightness(image_XYZ, background))
+    if _millilitres(bright_XYZ, image) > MAX_BRAIN_ML:
+        yield (
+            "probably not skull-stripped, and the network knows only brains: the fill will be wrong; make a brain mask"
+            " (SynthStrip: mri_synthstrip -i T1 -m MASK; HD-BET: hd-bet -i T1 -o BRAIN --save_bet_mask) and give it"
+            " with --brain-mask"
+        )
+    elif any(face.mean() > MAX_ON_FACE for face in faces(bright_XYZ | mask_XYZ)):
         yield "the brain is cropped by the edge of the image; the fill near that edge will be worse"
+
+
+def _brain_warnings(image: Nifti1Image, brain_XYZ: np.ndarray) -> Iterator[str]:
+    millilitres = _millilitres(brain_XYZ, image)
+    if millilitres > MAX_BRAIN_ML:
+        yield f"the brain mask has {millilitres:,.0f} ml, more than any brain: is it inverted, or the head's?"
+
+
+def _brightness(image_XYZ: np.ndarray, background: Background) -> float:
+    """Return the 99.9th percentile of the distance to the background's intensity, without padding."""
+    return float(np.percentile(abs(image_XYZ - background.floor), 99.9))
+
+
+def _millilitres(where_XYZ: np.ndarray, image: Nifti1Image) -> float:
+    return float(np.count_nonzero(where_XYZ) * voxel_sizes(image.affine).prod() / 1000)
 
 
 def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
@@ -305,17 +348,6 @@ def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.nda
     buried = np.count_nonzero(mask_XYZ.any(in_plane) & ~tissue_XYZ.any(in_plane))
     if buried:
         yield f"the mask leaves no brain in {buried} of its slices; these are filled without context"
-
-
-def background_level(image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> float:
-    """Return the background's intensity: the median of the volume's faces outside the mask; 0 in BraTS."""
-    rim = np.concatenate([face[~masked] for face, masked in zip(_faces(image_XYZ), _faces(mask_XYZ), strict=True)])
-    return float(np.median(rim)) if rim.size else 0.0
-
-
-def _faces(array_XYZ: np.ndarray) -> list[np.ndarray]:
-    """Return views of the six faces of a volume."""
-    return [np.moveaxis(array_XYZ, axis, 0)[end] for axis in range(3) for end in (0, -1)]
 
 
 def _numbers(values: np.ndarray) -> str:

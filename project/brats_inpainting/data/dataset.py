@@ -26,7 +26,7 @@ from brats_inpainting.data import augment, masks
 from brats_inpainting.data.augment import Item
 from brats_inpainting.data.cache import CachedScan
 from brats_inpainting.data.masks import Placed
-from brats_inpainting.data.volume import cut, span
+from brats_inpainting.data.transforms import cut, span
 from brats_inpainting.errors import ConfigError
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from brats_inpainting.data.volume import cut
+from brats_inpainting.data.transforms import cut
 
 MIN_INSIDE = 0.75  # share of the healthy mask that must lie in the brain
 MIN_DISTANCE = 5  # voxels between the healthy mask and the tumour mask

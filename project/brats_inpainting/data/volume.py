@@ -1,174 +1,31 @@
-"""Preprocessing of a case with exact inverses: orientation, intensity, crop.
+"""Preprocessing of a case with exact inverses: brain, intensity, orientation, resolution, crop.
 
-Shapes: X Y Z the file's array, L P S the array re-oriented to LPS, S H W the frame: the region of every axial slice
-that the network can see, slices first, H along L and W along P.
+Shapes: X Y Z the file's array, L P S the array re-oriented to LPS, S H W the frame: the region of every axial slice of
+1 mm that the network can see, slices first, H along L and W along P.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
-from brats_inpainting.config import FRAME, FRAME_MULTIPLE
 from brats_inpainting.data import nifti
-from brats_inpainting.data.cases import LoadedCase, background_level
+from brats_inpainting.data.background import Background
+from brats_inpainting.data.cases import LoadedCase
+from brats_inpainting.data.grid import Grid
+from brats_inpainting.data.transforms import Frame, Intensity, Orientation, occupied
 from brats_inpainting.errors import CaseError
 
 log = logging.getLogger(__name__)
 
-INTENSITY_PERCENTILES = (0.1, 99.9)
 MAX_GAP = 2  # voxels; a component of the mask farther from all tissue is background
 MIN_TISSUE = 0.01  # lowest scaled intensity of tissue, above ringing and rounding in the background
-
-
-@dataclass(frozen=True)
-class Orientation:
-    """The permutation and flips of axes that bring an array to LPS, without resampling."""
-
-    to_lps: np.ndarray
-    from_lps: np.ndarray
-
-    @classmethod
-    def of(cls, affine: np.ndarray) -> Orientation:
-        """Derive the orientation from an affine; oblique axes are mapped to the nearest anatomical ones."""
-        own, lps = io_orientation(affine), axcodes2ornt(("L", "P", "S"))
-        return cls(ornt_transform(own, lps), ornt_transform(lps, own))
-
-    def apply(self, array_XYZ: np.ndarray) -> np.ndarray:
-        """Return the array in LPS."""
-        return apply_orientation(array_XYZ, self.to_lps)
-
-    def undo(self, array_LPS: np.ndarray) -> np.ndarray:
-        """Return the array in the file's orientation."""
-        return apply_orientation(array_LPS, self.from_lps)
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """The linear map from [low, high] to [0, 1] (paper §3.1)."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, volume: np.ndarray, percentiles: tuple[float, float] = INTENSITY_PERCENTILES) -> Intensity:
-        """Compute the percentiles over all voxels, including background."""
-        low, high = np.percentile(volume, percentiles)
-        return cls(float(low), float(high))
-
-    def scale(self, volume: np.ndarray) -> np.ndarray:
-        """Clip to [low, high] and map to [0, 1], float32."""
-        scaled = (np.asarray(volume, np.float32) - np.float32(self.low)) / np.float32(self.high - self.low)
-        return np.clip(scaled, 0, 1)
-
-    def undo(self, scaled: np.ndarray) -> np.ndarray:
-        """Map [0, 1] back to [low, high]."""
-        return scaled * np.float32(self.high - self.low) + np.float32(self.low)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The in-plane rectangle that is cropped from every slice, zero-padded outside the image."""
-
-    start: tuple[int, int]
-    size: tuple[int, int]
-
-    @classmethod
-    def around(cls, occupied_LPS: np.ndarray) -> Frame:
-        """Return the central 224 × 224, re-centred if that crops the occupied region, enlarged if it does not fit."""
-        sides = [_side(occupied_LPS.max(axis=others)) for others in ((1, 2), (0, 2))]
-        return cls((sides[0].start, sides[1].start), (_length(sides[0]), _length(sides[1])))
-
-    def cut(self, array_LPS: np.ndarray) -> np.ndarray:
-        """Return the frame of every slice, S × H × W."""
-        framed_SHW = np.zeros((array_LPS.shape[2], *self.size), array_LPS.dtype)
-        source, target = self._overlap(array_LPS.shape)
-        framed_SHW[:, *target] = np.moveaxis(array_LPS[source], 2, 0)
-        return framed_SHW
-
-    def undo(self, framed_SHW: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Return slices of the original size, 0 outside the frame."""
-        array_LPS = np.zeros(shape, framed_SHW.dtype)
-        source, target = self._overlap(shape)
-        array_LPS[source] = np.moveaxis(framed_SHW[:, *target], 0, 2)
-        return array_LPS
-
-    def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Return the overlap of frame and image, in indices of the image and of the frame."""
-        spans = [
-            (max(start, 0), min(start + size, n), start)
-            for start, size, n in zip(self.start, self.size, shape[:2], strict=True)
-        ]
-        return tuple(slice(a, b) for a, b, _ in spans), tuple(slice(a - s, b - s) for a, b, s in spans)
-
-
-def span(
-    start: int,
-    stop: int,
-    *,
-    window: int,
-    step: int = 0,
-    margin: int = 0,
-    length: int | None = None,
-    rng: np.random.Generator | None = None,
-) -> slice:
-    """Place a window along one axis so that it covers ``start`` to ``stop``.
-
-    Args:
-        start: first covered index.
-        stop: one past the last.
-        window: minimum length of the window.
-        step: the window grows in multiples of ``step`` until everything fits; 0 keeps its length.
-        margin: indices of context that the window includes before ``start`` and after ``stop``.
-        length: length of the axis, if the window must stay on it; on a shorter axis it starts at 0.
-        rng: draws the position among all that cover the interval; if None, the window is centred.
-    """
-    size = window
-    if step:
-        size += step * int(np.ceil(max(0, stop - start + 2 * margin - window) / step))
-        size = size if length is None else min(size, max(window, step * int(np.ceil(length / step))))
-    first = (start + stop - size) // 2
-    if rng:
-        low, high = sorted((stop - size, start))
-        first = int(rng.integers(low, high + 1))
-    if length is not None:
-        first = int(np.clip(first, 0, max(0, length - size)))
-    return slice(first, first + size)
-
-
-def cut(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Return a copy of a box of an array, zero-padded outside the array."""
-    box = np.zeros(size, array.dtype)
-    ends = [(max(a, 0), min(a + n, length), a) for a, n, length in zip(start, size, array.shape, strict=True)]
-    if all(first < last for first, last, _ in ends):
-        box[tuple(slice(a - s, b - s) for a, b, s in ends)] = array[tuple(slice(a, b) for a, b, _ in ends)]
-    return box
-
-
-def occupied(along: np.ndarray) -> tuple[int, int]:
-    """Return the first non-zero index and one past the last; the whole axis if all are zero."""
-    indices = np.flatnonzero(along) if along.any() else np.arange(len(along))
-    return int(indices[0]), int(indices[-1]) + 1
-
-
-def _side(along: np.ndarray) -> slice:
-    """Return the frame along one axis."""
-    start, stop = occupied(along)
-    centre = (len(along) - FRAME) // 2
-    if centre <= start and stop <= centre + FRAME:
-        return slice(centre, centre + FRAME)
-    return span(start, stop, window=FRAME, step=FRAME_MULTIPLE)
-
-
-def _length(side: slice) -> int:
-    return side.stop - side.start
 
 
 @dataclass(frozen=True)
@@ -176,16 +33,20 @@ class Scan:
     """A case prepared for the network, with the parameters of the inverse transforms.
 
     ``voided_XYZ`` has the file's intensities, with background in the mask; ``image_SHW`` is in [0, 1], with 0 in the
-    mask; both masks are bool. Components of the mask in the background are only in ``mask_XYZ`` and stay background.
-    ``box`` is the bounding box of the remaining tissue, in the frame.
+    mask, and 0 outside the brain mask of a whole head; both masks are bool. The frame lies in the network's grid.
+    Components of the mask in the background are only in ``mask_XYZ``, and are not filled (``fill_XYZ``). ``box`` is
+    the bounding box of the remaining tissue, in the frame.
     """
 
     loaded: LoadedCase
     orientation: Orientation
+    grid: Grid
+    background: Background
     intensity: Intensity
     frame: Frame
     voided_XYZ: np.ndarray
     mask_XYZ: np.ndarray
+    fill_XYZ: np.ndarray
     image_SHW: np.ndarray
     mask_SHW: np.ndarray
     box: tuple[slice, slice, slice]
@@ -197,67 +58,151 @@ class Scan:
 
     def inside(self, framed_SHW: np.ndarray) -> np.ndarray:
         """Return the scan in the file's intensities, filled from ``framed_SHW`` in the mask, unchanged elsewhere."""
-        result_XYZ, mask_XYZ = self.voided_XYZ.copy(), self._unframed(self.mask_SHW)
-        result_XYZ[mask_XYZ] = self.intensity.undo(np.clip(self._unframed(framed_SHW)[mask_XYZ], 0, 1))
+        result_XYZ = self.voided_XYZ.copy()
+        scaled = np.clip(self._undo(framed_SHW)[self.fill_XYZ], 0, 1)
+        values = self.intensity.undo(scaled)
+        if self.background.is_padding:
+            values[scaled < MIN_TISSUE] = self.background.level
+        result_XYZ[self.fill_XYZ] = values
         return result_XYZ
 
     def everywhere(self, framed_SHW: np.ndarray) -> np.ndarray:
         """Return ``framed_SHW`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3).
 
+        A whole head stays as it is outside its brain mask.
+
         Raises:
             CaseError: one of the two ranges is empty.
         """
-        whole_XYZ = np.clip(self._unframed(framed_SHW), 0, 1)
-        own, target = Intensity.of(whole_XYZ, (0, 100)), Intensity.of(self.voided_XYZ, (0.5, 99.5))
+        whole_XYZ = np.clip(self._undo(framed_SHW), 0, 1)
+        seen_XYZ = _seen(self.voided_XYZ, self.mask_XYZ, self.loaded.brain_XYZ, self.background)
+        own, target = Intensity.of(whole_XYZ, (0, 100)), Intensity.of(seen_XYZ, (0.5, 99.5))
         if not (own.high > own.low and target.high > target.low):
             raise CaseError(
                 f"{self.id}: the intensities between the percentiles 0.5 and 99.5, or of the fill, are constant\n"
                 "  Crop the background, or use another preset than paper."
             )
-        return target.undo(own.scale(whole_XYZ))
+        filled_XYZ = target.undo(own.scale(whole_XYZ))
+        if self.loaded.brain_XYZ is None:
+            return filled_XYZ
+        return np.where(self.loaded.brain_XYZ | self.fill_XYZ, filled_XYZ, self.voided_XYZ)
 
     def undo_std(self, std_SHW: np.ndarray) -> np.ndarray:
         """Return a standard deviation in the file's intensities, 0 outside the mask."""
         scale = np.float32(self.intensity.high - self.intensity.low)
-        return np.where(self.mask_XYZ, self._unframed(std_SHW) * scale, np.float32(0))
+        return np.where(self.mask_XYZ, np.maximum(self._undo(std_SHW), 0) * scale, np.float32(0))
 
-    def _unframed(self, framed_SHW: np.ndarray) -> np.ndarray:
-        shape_LPS = self.orientation.apply(self.mask_XYZ).shape
-        return self.orientation.undo(self.frame.undo(framed_SHW, shape_LPS))
+    def _undo(self, framed_SHW: np.ndarray) -> np.ndarray:
+        """Return a frame in the file's grid and orientation."""
+        shape_LPS = self.grid.network
+        return self.orientation.undo(self.grid.undo(self.frame.undo(framed_SHW, shape_LPS)))
 
 
-def prepare(loaded: LoadedCase, *, dilate: float = 0.0) -> Scan:
-    """Prepare a case for the network (paper §3.1): void, scale to [0, 1], re-orient to LPS, frame.
+def prepare(loaded: LoadedCase, *, dilate: float = 0.0, resample: bool = True) -> Scan:
+    """Prepare a case for the network (paper §3.1): void, scale to [0, 1], re-orient to LPS, resample to 1 mm, frame.
 
     Args:
         loaded: the case.
         dilate: millimetres by which the mask is dilated first.
+        resample: bring scans whose voxels are not 1 mm to 1 mm.
 
     Raises:
-        CaseError: the scan is constant outside the dilated mask.
+        CaseError: the scan is constant outside the dilated mask, or absurdly large at 1 mm.
     """
     mask_XYZ = grow(loaded.mask_XYZ, dilate, loaded.spacing)
-    level = background_level(loaded.image_XYZ, mask_XYZ)
-    voided_XYZ = np.where(mask_XYZ, np.float32(level), loaded.image_XYZ)
-    intensity = Intensity.of(voided_XYZ)
-    if not intensity.high > intensity.low:
-        intensity = Intensity(float(voided_XYZ.min()), float(voided_XYZ.max()))
-    if not intensity.high > intensity.low:
-        raise CaseError(f"{loaded.id}: nothing but background is left outside the mask\n  Give a smaller mask.")
+    background = Background.of(loaded.image_XYZ, mask_XYZ)
+    if loaded.brain_XYZ is not None:
+        background = replace(background, noise=0.0)  # what the network sees around the brain is constant
+    seen_XYZ = _seen(loaded.image_XYZ, mask_XYZ, loaded.brain_XYZ, background)
+    intensity = _intensity(seen_XYZ, loaded.id)
     orientation = Orientation.of(loaded.template.affine)
-    image_LPS, mask_LPS = (orientation.apply(a) for a in (intensity.scale(voided_XYZ), mask_XYZ))
-    frame = Frame.around(mask_LPS | (orientation.apply(voided_XYZ) != level))
+    image_LPS, mask_LPS = (orientation.apply(a) for a in (intensity.scale(seen_XYZ), mask_XYZ))
+    grid = _grid(loaded, orientation, mask_LPS.shape, resample=resample)
+    occupied_LPS = grid.nearest(orientation.apply(_occupied(seen_XYZ, background)))
+    image_LPS, mask_LPS = np.clip(grid.apply(image_LPS, mask_LPS), 0, 1), grid.cover(mask_LPS)
+    frame = Frame.around(mask_LPS | occupied_LPS)
     image_SHW, mask_SHW = frame.cut(image_LPS), frame.cut(mask_LPS)
     image_SHW[mask_SHW] = 0
-    tissue_SHW = image_SHW > MIN_TISSUE
+    tissue_SHW = image_SHW > max(MIN_TISSUE, background.noise / (intensity.high - intensity.low))
     stray_SHW = _without_tissue(mask_SHW, tissue_SHW)
-    if stray_SHW.any():
-        warning = f"{np.count_nonzero(stray_SHW):,} voxels of the mask lie in the background and stay background"
+    mask_SHW &= ~stray_SHW
+    fill_XYZ = mask_XYZ & ~orientation.undo(grid.undo_mask(frame.undo(stray_SHW, grid.network)))
+    voided_XYZ = np.where(
+        mask_XYZ if loaded.brain_XYZ is None else fill_XYZ, np.float32(background.level), loaded.image_XYZ
+    )
+    _warn(loaded, grid, int(np.count_nonzero(mask_XYZ & ~fill_XYZ)))
+    return Scan(
+        loaded,
+        orientation,
+        grid,
+        background,
+        intensity,
+        frame,
+        voided_XYZ,
+        mask_XYZ,
+        fill_XYZ,
+        image_SHW,
+        mask_SHW,
+        _box(tissue_SHW),
+    )
+
+
+def _seen(
+    image_XYZ: np.ndarray, mask_XYZ: np.ndarray, brain_XYZ: np.ndarray | None, background: Background
+) -> np.ndarray:
+    """Return what the network may see of an image: nothing in the mask, outside the brain mask, and of padding."""
+    hidden_XYZ = mask_XYZ if brain_XYZ is None else mask_XYZ | ~brain_XYZ
+    if background.is_padding:
+        hidden_XYZ = hidden_XYZ | ~background.foreground(image_XYZ)
+    return np.where(hidden_XYZ, np.float32(background.floor), image_XYZ)
+
+
+def _occupied(seen_XYZ: np.ndarray, background: Background) -> np.ndarray:
+    """Return where the network sees tissue, bool."""
+    return abs(seen_XYZ - np.float32(background.floor)) > background.noise
+
+
+def _intensity(seen_XYZ: np.ndarray, case_id: str) -> Intensity:
+    """Return the scale of what the network sees."""
+    intensity = Intensity.of(seen_XYZ)
+    if not intensity.high > intensity.low:
+        intensity = Intensity(float(seen_XYZ.min()), float(seen_XYZ.max()))
+    if not intensity.high > intensity.low:
+        raise CaseError(f"{case_id}: nothing but background is left outside the mask\n  Give a smaller mask.")
+    return intensity
+
+
+def _grid(loaded: LoadedCase, orientation: Orientation, shape_LPS: tuple[int, ...], *, resample: bool) -> Grid:
+    """Return the network's grid.
+
+    Raises:
+        CaseError: it would have more voxels than any head.
+    """
+    order = np.argsort(orientation.to_lps[:, 0])
+    spacing = tuple(loaded.spacing[axis] for axis in order)
+    grid = Grid.of(shape_LPS, spacing, resample=resample)
+    if prod(grid.network) > nifti.MAX_VOXELS:
+        size = nifti.format_shape(grid.network)
+        raise CaseError(f"{loaded.id}: {size} mm, larger than any head\n  Correct the voxel size in its header.")
+    return grid
+
+
+def _warn(loaded: LoadedCase, grid: Grid, strays: int) -> None:
+    """Note and log what a user should know about the preparation."""
+    found = []
+    voxel = " × ".join(f"{side:.3g}" for side in loaded.spacing)
+    if grid.resamples:
+        found.append(f"voxels of {voxel} mm are resampled to 1 mm for the network; the result has the scan's own")
+    elif not grid.is_near_1_mm:
+        found.append(f"voxels of {voxel} mm are not resampled; the network was trained at 1 mm, so expect a worse fill")
+    if strays:
+        where = (
+            "in the background and stay background" if loaded.brain_XYZ is None else "outside the brain and are kept"
+        )
+        found.append(f"{strays:,} voxels of the mask lie {where}")
+    for warning in found:
         loaded.warnings.append(warning)
         log.warning("%s: %s", loaded.id, warning)
-    mask_SHW &= ~stray_SHW
-    box = _box(tissue_SHW)
-    return Scan(loaded, orientation, intensity, frame, voided_XYZ, mask_XYZ, image_SHW, mask_SHW, box)
 
 
 def _without_tissue(mask_SHW: np.ndarray, tissue_SHW: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ import numpy as np
 from scipy import ndimage
 
 from brats_inpainting.config import FRAME, FRAME_MULTIPLE, DiffusionConfig, UNetConfig
-from brats_inpainting.data.volume import Scan, span
+from brats_inpainting.data.transforms import span
+from brats_inpainting.data.volume import Scan
 
 log = logging.getLogger(__name__)
 
