@@ -15,11 +15,11 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.nifti1 import Nifti1Image
 from nibabel.processing import resample_from_to
-from scipy import ndimage
 
 from brats_inpainting.data import nifti
 from brats_inpainting.data.background import Background, faces
 from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading, lesion_of
+from brats_inpainting.data.transforms import bounding_box
 from brats_inpainting.errors import CaseError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -328,7 +328,7 @@ def _brain_warnings(image: Nifti1Image, brain_XYZ: np.ndarray) -> Iterator[str]:
 
 def _brightness(image_XYZ: np.ndarray, background: Background) -> float:
     """Return the 99.9th percentile of the distance to the background's intensity, without padding."""
-    return float(np.percentile(abs(image_XYZ - background.floor), 99.9))
+    return float(np.percentile(abs(image_XYZ - background.floor).ravel(order="K"), 99.9))
 
 
 def _millilitres(where_XYZ: np.ndarray, image: Nifti1Image) -> float:
@@ -339,9 +339,7 @@ def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.nda
     """Warn if the mask has no tissue around it, or covers whole slices."""
     if not mask_XYZ.any():
         return
-    box = ndimage.find_objects(mask_XYZ.astype(np.uint8))[0]
-    around = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in box)
-    if not tissue_XYZ[around].any():
+    if not tissue_XYZ[bounding_box(mask_XYZ, margin=2)].any():
         yield "there is no brain around the mask: is it the right mask?"
     axial = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
     in_plane = tuple(axis for axis in range(3) if axis != axial)

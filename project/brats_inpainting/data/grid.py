@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from brats_inpainting.data.transforms import bounding_box
+
 TOLERANCE = 0.05  # mm; voxels within it count as 1 mm
 MARGIN = 8  # voxels around the mask in which the nearest tissue is looked for
 
@@ -53,8 +55,8 @@ class Grid:
         """Return a mask in the network's grid: voxels whose centre is masked, or that contain a masked centre."""
         if not self.resamples:
             return mask_LPS
-        covered_LPS = self.nearest(mask_LPS)
-        centres = np.argwhere(mask_LPS) + 0.5
+        covered_LPS, box = self.nearest(mask_LPS), bounding_box(mask_LPS)
+        centres = np.argwhere(mask_LPS[box]) + [side.start for side in box] + 0.5
         covered_LPS[tuple((centres * self.network / self.own).astype(int).T)] = True
         return covered_LPS
 
@@ -82,9 +84,8 @@ def resize(image_LPS: np.ndarray, size: Sequence[int]) -> np.ndarray:
         return interpolate(stack_CHW[None], (height, width), mode="bicubic", antialias=True)[0]
 
     across, down, deep = size
-    image = torch.from_numpy(np.ascontiguousarray(image_LPS, np.float32))
-    image_SLP = planes(image.permute(2, 0, 1).contiguous(), across, down)
-    return planes(image_SLP.permute(1, 2, 0).contiguous(), down, deep).numpy()
+    image_SPL = planes(torch.from_numpy(np.ascontiguousarray(image_LPS.T, np.float32)), down, across)
+    return planes(image_SPL.transpose(0, 1).contiguous(), deep, across).permute(2, 0, 1).numpy()
 
 
 def _nearest(mask_LPS: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -99,11 +100,10 @@ def _closed(image_LPS: np.ndarray, hole_LPS: np.ndarray, spacing: tuple[float, .
     """Return the image with the voxels of a hole replaced by the nearest ones outside."""
     if not hole_LPS.any():
         return image_LPS
-    inner = ndimage.find_objects(hole_LPS.astype(np.uint8))[0]
-    box = tuple(slice(max(0, side.start - MARGIN), side.stop + MARGIN) for side in inner)
+    box = bounding_box(hole_LPS, margin=MARGIN)
     nearest = ndimage.distance_transform_edt(
         hole_LPS[box], sampling=spacing, return_distances=False, return_indices=True
     )
-    closed_LPS = image_LPS.copy()
+    closed_LPS = image_LPS.copy(order="K")
     closed_LPS[box] = image_LPS[box][tuple(nearest)]
     return closed_LPS

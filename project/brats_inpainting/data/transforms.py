@@ -49,7 +49,7 @@ class Intensity:
     @classmethod
     def of(cls, volume: np.ndarray, percentiles: tuple[float, float] = INTENSITY_PERCENTILES) -> Intensity:
         """Compute the percentiles over all voxels, including background."""
-        low, high = np.percentile(volume, percentiles)
+        low, high = np.percentile(volume.ravel(order="K"), percentiles)
         return cls(float(low), float(high))
 
     def scale(self, volume: np.ndarray) -> np.ndarray:
@@ -139,6 +139,13 @@ def cut(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndar
     if all(first < last for first, last, _ in ends):
         box[tuple(slice(a - s, b - s) for a, b, s in ends)] = array[tuple(slice(a, b) for a, b, _ in ends)]
     return box
+
+
+def bounding_box(mask: np.ndarray, *, margin: int = 0) -> tuple[slice, ...]:
+    """Return the bounding box of a mask, with a margin, inside the array; the whole array if the mask is empty."""
+    axes = range(mask.ndim)
+    ends = (occupied(np.asarray(mask.any(axis=tuple(other for other in axes if other != axis)))) for axis in axes)
+    return tuple(slice(max(0, start - margin), stop + margin) for start, stop in ends)
 
 
 def occupied(along: np.ndarray) -> tuple[int, int]:

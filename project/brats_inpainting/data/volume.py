@@ -19,7 +19,7 @@ from brats_inpainting.data import nifti
 from brats_inpainting.data.background import Background
 from brats_inpainting.data.cases import LoadedCase
 from brats_inpainting.data.grid import Grid
-from brats_inpainting.data.transforms import Frame, Intensity, Orientation, occupied
+from brats_inpainting.data.transforms import Frame, Intensity, Orientation, bounding_box
 from brats_inpainting.errors import CaseError
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,9 @@ def prepare(loaded: LoadedCase, *, dilate: float = 0.0, resample: bool = True) -
     tissue_SHW = image_SHW > max(MIN_TISSUE, background.noise / (intensity.high - intensity.low))
     stray_SHW = _without_tissue(mask_SHW, tissue_SHW)
     mask_SHW &= ~stray_SHW
-    fill_XYZ = mask_XYZ & ~orientation.undo(grid.undo_mask(frame.undo(stray_SHW, grid.network)))
+    fill_XYZ = mask_XYZ
+    if stray_SHW.any():
+        fill_XYZ = mask_XYZ & ~orientation.undo(grid.undo_mask(frame.undo(stray_SHW, grid.network)))
     voided_XYZ = np.where(
         mask_XYZ if loaded.brain_XYZ is None else fill_XYZ, np.float32(background.level), loaded.image_XYZ
     )
@@ -209,8 +211,7 @@ def _without_tissue(mask_SHW: np.ndarray, tissue_SHW: np.ndarray) -> np.ndarray:
     """Return the connected components of a mask without tissue within ``MAX_GAP``."""
     stray_SHW = np.zeros_like(mask_SHW)
     if mask_SHW.any():
-        inner = ndimage.find_objects(mask_SHW.astype(np.uint8))[0]
-        box = tuple(slice(max(0, side.start - MAX_GAP), side.stop + MAX_GAP) for side in inner)
+        box = bounding_box(mask_SHW, margin=MAX_GAP)
         labels, _ = ndimage.label(mask_SHW[box], np.ones((3, 3, 3)))
         near = ndimage.binary_dilation(tissue_SHW[box], np.ones((3, 3, 3)), iterations=MAX_GAP)
         stray_SHW[box] = mask_SHW[box] & ~np.isin(labels, np.unique(labels[near & mask_SHW[box]]))
@@ -219,7 +220,7 @@ def _without_tissue(mask_SHW: np.ndarray, tissue_SHW: np.ndarray) -> np.ndarray:
 
 def _box(tissue_SHW: np.ndarray) -> tuple[slice, slice, slice]:
     """Return the bounding box of tissue; the whole frame if there is none."""
-    s, h, w = (slice(*occupied(tissue_SHW.max(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
+    s, h, w = bounding_box(tissue_SHW)
     return s, h, w
 
 
