@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import typer
 
 from brats_inpainting import cli
 from brats_inpainting.diffusion import checkpoint
@@ -144,9 +145,17 @@ def test_one_bad_case_does_not_stop_the_others(infer, data, tmp_path, capfd):
     (data / IDS[0] / f"{IDS[0]}-mask.nii.gz").write_bytes(b"nonsense")
     assert infer() == 3
     assert outputs(tmp_path) == NAMES[1:]
-    last_lines = capfd.readouterr().err.strip().splitlines()[-3:]
-    assert last_lines[0] == "1 failed:"
-    assert last_lines[1].startswith(f"{IDS[0]}: ")
+    printed = capfd.readouterr().err
+    at_once, _, at_the_end = printed.partition("1 failed:\n")
+    assert at_the_end.startswith(f"{IDS[0]}: cannot be read\n  {IDS[0]}-mask.nii.gz: not a NIfTI file")
+    assert f"failed: {at_the_end}" in at_once
+
+
+def test_the_reason_of_a_single_case_is_printed_once(infer, data, capfd):
+    shutil.rmtree(data / IDS[1])
+    (data / IDS[0] / f"{IDS[0]}-mask.nii.gz").write_bytes(b"nonsense")
+    assert infer() == 3
+    assert capfd.readouterr().err.count("not a NIfTI file") == 1
 
 
 @pytest.mark.parametrize(
@@ -164,6 +173,48 @@ def test_one_bad_case_does_not_stop_the_others(infer, data, tmp_path, capfd):
 def test_unusable_arguments_exit_with_2_and_say_why(args, message, capfd):
     assert run(*args) == 2
     assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "named"), [(".", ""), ("./", ""), ("..", ".."), ("sub/..", ".")])
+def test_a_folder_given_by_dots_is_named_by_its_path(given, named, tmp_path, monkeypatch, capfd):
+    here = tmp_path / "study" / "scans"
+    (here / "sub").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for args in (["check", "--data-path", given], [f"--input-dir={given}", "--output-dir", "out"]):
+        assert run(*args) == 2
+        assert capfd.readouterr().err.startswith(f"{(here / named).resolve()}: no case found\n")
+    assert run("check", "--data-path", "sub") == 2
+    assert capfd.readouterr().err.startswith("sub: no case found\n")
+    assert run("check", "--data-path", "") == 2
+    assert "it is empty. Give a folder; . is the current one." in capfd.readouterr().err
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.version.cuda", None)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_of_the_command_line_that_is_not_there_exits_with_2(name, infer, data, tmp_path, capfd):
+    for command in (infer, lambda *device: run("benchmark", "--data-path", data, *device)):
+        assert command("--device", name) == 2
+        why = "(torch .* is built without CUDA|no mps device found)"
+        expected = f"device {name}: {why}\n  Use --device cpu, or leave --device out"
+        assert re.match(expected, capfd.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_of_a_parameters_file_that_is_not_there_gives_the_cpu_and_a_warning(data, tmp_path, tiny_weights, capfd):
+    (tmp_path / "p.yaml").write_text("gpu_id: '0'\nsteps: 1\n")
+    shutil.rmtree(data / IDS[1])
+    places = ("--data-path", data, "--output-path", tmp_path / "out", "--parameters-file", tmp_path / "p.yaml")
+    assert run("--quiet", "infer", *places, "--weights", tiny_weights) == 0
+    assert re.match("on the CPU: torch .* is built without CUDA\n", capfd.readouterr().err)
+    assert run("infer", *places, "--weights", tiny_weights, "--overwrite", "--device", "auto") == 0
+    assert "on the CPU: torch" in capfd.readouterr().err
 
 
 def test_unusable_settings_exit_with_2_before_anything_is_written(infer, tmp_path, capfd):
@@ -286,6 +337,28 @@ def test_baselines_are_filled_and_evaluated(tmp_path, data):
         *(f"scores.{kind}" for kind in ("csv", "json", "md", "tex")),
     ]
     assert len((tmp_path / "scores" / "scores.csv").read_text().splitlines()) == 3
+
+
+COMMANDS = typer.main.get_command(cli.app).commands
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_80_columns_and_cuts_no_name(name, monkeypatch, capfd):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(*filter(None, [name]), "--help") == 0
+    text = capfd.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.search(r"…|\w\.\.\.|--[\w-]*-$", text, re.M)
+    command = COMMANDS[name] if name else typer.main.get_command(cli.app)
+    declared = {option for parameter in command.params if not parameter.hidden for option in parameter.opts}
+    assert declared <= set(re.findall(r"-[\w-]+", text))
+    for metavar in (parameter.metavar for parameter in command.params if not parameter.hidden and parameter.metavar):
+        assert f" {metavar}" in text
+
+
+def test_the_list_of_commands_names_all_of_them(capfd):
+    assert run("--help") == 0
+    assert set(re.findall(r"^  (\w+)  +[A-Z]", capfd.readouterr().out.partition("Commands:")[2], re.M)) == {*COMMANDS}
 
 
 def test_info_and_help_do_not_import_torch():

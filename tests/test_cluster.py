@@ -20,7 +20,7 @@ import torch
 from brats_inpainting import cluster
 from brats_inpainting.data import cases
 from brats_inpainting.diffusion import checkpoint
-from brats_inpainting.errors import ConfigError
+from brats_inpainting.errors import ConfigError, InpaintingError
 from brats_inpainting.fill import Options, fill_case, fill_folder
 from brats_inpainting.inpainter import Inpainter
 from brats_inpainting.layouts import CaseFolder
@@ -269,7 +269,8 @@ def test_a_client_that_was_killed_can_be_started_again_on_the_same_workers(root,
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("local:0", "--cluster local:0: no such file\n  Use local, local:4,"),
+        ("local:0", "--cluster local:0: not a number of workers from 1 to 999 after local:\n  Use local, local:4 for"),
+        ("", "--cluster : no such file\n  Use local, local:4 for 4 workers, tcp://host:port, or the file"),
         ("absent.json", "--cluster absent.json: no such file"),
         ("data/case-0/case-0-mask.nii.gz", "-mask.nii.gz: no scheduler answers"),
         ("nonsense://here", "--cluster nonsense://here: no scheduler answers"),
@@ -279,6 +280,15 @@ def test_a_cluster_that_does_not_exist_is_refused_with_what_to_use(root, where, 
     where = str(root / where) if where.startswith("data") else where
     code, output = infer(root / "data", root, "out", "--cluster", where)
     assert (code, output.partition(said)[1]) == (2, said), output
+
+
+@pytest.mark.parametrize("where", ["local:x", "local:", "local:-1", "local:1000", "local:2.5"])
+def test_a_local_cluster_needs_a_number_of_workers(where):
+    expected = (
+        f"^--cluster {where}: not a number of workers from 1 to 999 after local:\n  Use local, local:4 for 4 workers"
+    )
+    with pytest.raises(ConfigError, match=expected), cluster.connect(where, {}):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -312,6 +322,30 @@ def test_a_worker_that_cannot_do_the_work_refuses_it(client, loader, tmp_path, c
         change = {"folders": [tmp_path / "absent"]}
     with pytest.raises(ConfigError, match=said):
         client.register_plugin(dataclasses.replace(loader, **change), name="unfit")
+
+
+def test_a_worker_without_the_gpu_that_was_asked_for_refuses_the_work(client, loader, monkeypatch):
+    monkeypatch.setattr("torch.version.cuda", None)
+    cuda = dataclasses.replace(loader, loading=loader.loading | {"device": "cuda"})
+    with pytest.raises(ConfigError, match=r"device cuda: .*\n  Use --device cpu"):
+        client.register_plugin(cuda, name="without a GPU")
+    lenient = dataclasses.replace(cuda, loading=cuda.loading | {"fallback": "cpu"})
+    client.register_plugin(lenient, name="on the CPU")
+
+
+def test_a_folder_that_becomes_unusable_is_not_taken_for_a_lost_scheduler(client, root, tiny_weights):
+    expected = "out: No such file or directory\n  Make it usable, then use --resume: finished cases are kept."
+    with (
+        pytest.raises(InpaintingError, match=expected),
+        cluster.connect(client.scheduler.address, {"weights": tiny_weights}),
+    ):
+        list((root / "out").iterdir())
+    lost = "lost the scheduler \\(Timed out trying to connect\\)\n  Restart it and use --resume"
+    with (
+        pytest.raises(InpaintingError, match=lost),
+        cluster.connect(client.scheduler.address, {"weights": tiny_weights}),
+    ):
+        raise OSError("Timed out trying to connect")
 
 
 def test_the_clients_network_stays_where_it_is_when_workers_have_gpus(root, tiny_weights, monkeypatch):

@@ -47,16 +47,18 @@ def test_auto_without_a_gpu_says_so_without_a_warning(machine, caplog):
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
-def test_a_gpu_asked_for_that_is_not_there_gives_the_cpu_and_a_warning(name, machine, caplog):
+def test_a_gpu_asked_for_that_is_not_there_is_an_error_unless_the_cpu_may_replace_it(name, machine, caplog):
     machine(available=False)
-    assert device.choose_device(name) == CPU
-    assert caplog.records[0].levelname == "WARNING"
+    with pytest.raises(ConfigError, match=f"device {name}: no .* found\n  Use --device cpu, or leave --device out"):
+        device.choose_device(name)
+    assert device.choose_device(name, fallback="cpu") == CPU
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
-def test_a_gpu_number_that_is_not_there_is_told_with_the_last_one(machine, caplog):
+def test_a_gpu_number_that_is_not_there_is_an_error_that_names_the_last_one(machine):
     machine()
-    assert device.choose_device("cuda:3") == CPU
-    assert "no cuda:3 found, the last GPU is cuda:0" in caplog.text
+    with pytest.raises(ConfigError, match="no cuda:3 found, the last GPU is cuda:0"):
+        device.choose_device("cuda:3")
 
 
 def test_a_gpu_without_code_in_this_build_gives_the_cpu_and_says_which_there_is(machine, caplog):

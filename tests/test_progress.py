@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -40,9 +41,9 @@ def test_plain_lines_say_how_far_and_how_long(monkeypatch, capfd):
         bar.open(40)
         bar.advance(40)
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0] == "case 1 of 2, 20 of about 80 slice passes, 25% done, 30 s left"
-    assert lines[1] == "case 1 of 2, 40 of about 80 slice passes, 50% done, 20 s left"
-    assert lines[2] == "case 2 of 2, 80 of about 80 slice passes, 100% done, 0 s left"
+    assert lines[0] == "case 1 of 2, 25% done, 30 s left"
+    assert lines[1] == "case 1 of 2, 50% done, 20 s left"
+    assert lines[2] == "case 2 of 2, 100% done, 0 s left"
 
 
 def test_quiet_means_quiet(monkeypatch, capfd):
@@ -64,5 +65,5 @@ def test_a_terminal_shows_a_bar():
             shown += chunk
     except OSError:  # how a pseudo-terminal says that it is over
         pass
-    assert "case 2 of 2, 200 of about 200 slice passes" in shown.decode()
+    assert re.search("case 2 of 2 .*100%", shown.decode())
     assert "left" in shown.decode()

@@ -279,7 +279,8 @@ def test_a_case_that_infer_could_not_fill_is_listed_as_failed(folders, tmp_path,
     assert run("infer", *places, "--weights", tiny_weights, "--overwrite", "--device", "cpu") == 3
     page = text(tmp_path / "r")
     assert f'id="{IDS[1]}"' not in page
-    assert re.search(rf"<li>{IDS[1]}", page)
+    assert re.search(rf'<li class="message">{IDS[1]}: cannot be read\n  {IDS[1]}-mask.nii.gz: not a NIfTI', page)
+    assert re.search(r"^\.message \{ white-space: pre-wrap;", page, re.M)  # line breaks are shown
     assert str(tmp_path) not in page
 
 

@@ -222,7 +222,10 @@ def test_checkpointing_changes_nothing(run, tmp_path):
     assert_equal(one, other)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "precision",
+    ["bf16", pytest.param("fp16", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))],
+)
 def test_half_precision_trains_much_like_float32(precision, run, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")  # a slower CPU would take float32
     for name in ("fp32", precision):
@@ -230,8 +233,7 @@ def test_half_precision_trains_much_like_float32(precision, run, tmp_path, monke
         AcceleratorState._reset_state(reset_partial_state=True)  # else the first precision serves for both
     whole, half = ([line["mse"] for line in lines(tmp_path / name)] for name in ("fp32", precision))
     assert half == pytest.approx(whole, rel=0.01)
-    if precision == "bf16" or torch.cuda.is_available():  # accelerate has no fp16 on a CPU
-        assert half != whole
+    assert half != whole
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_state(run, tmp_path):
@@ -325,11 +327,13 @@ def test_a_folder_of_its_own_validates_and_all_other_subjects_train(run, prepare
         run("again", recipe=recipe, validation_path=prepared[1])
 
 
-def test_a_cpu_that_would_emulate_half_precision_trains_in_float32(run, monkeypatch, caplog):
+@pytest.mark.parametrize(("precision", "cpu"), [("bf16", "AVX2"), ("fp16", "AVX512")])
+def test_a_cpu_without_a_half_precision_trains_in_float32_and_says_so(precision, cpu, run, monkeypatch, caplog):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     whole = run("whole", recipe=with_(max_steps=2))
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
-    half = run("half", recipe=with_(max_steps=2, precision="bf16"))
-    assert "no bf16" in caplog.text
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: cpu)
+    half = run("half", recipe=with_(max_steps=2, precision=precision))
+    assert caplog.messages.count(f"this CPU has no {precision}, training in float32") == 1
     networks = (checkpoint.load(path).network for path in (whole, half))
     assert all(torch.equal(a, b) for a, b in zip(*(n.parameters() for n in networks), strict=True))
 
@@ -507,6 +511,15 @@ def test_training_begins_with_given_weights_and_says_so_in_what_it_writes(run):
     assert old.sha256 in second.read_bytes()[:20000].decode(errors="replace")
     with pytest.raises(ConfigError, match="network or diffusion differ from the recipe's"):
         run("third", with_(unet=UNET.model_copy(update={"multipliers": (1, 2)})), initial_weights=first)
+
+
+def test_other_initial_weights_of_a_resumed_run_are_ignored_with_a_warning(run, caplog):
+    first, other = run("first", with_(max_steps=1)), run("other", with_(max_steps=1, seed=1))
+    for initial, ignored in ((first, False), (other, True)):
+        run("second", with_(max_steps=2), initial_weights=first, resume=not ignored)
+        caplog.clear()
+        run("second", with_(max_steps=2), initial_weights=initial, resume=True)
+        assert ("--initial-weights is ignored: the run that --resume continues" in caplog.text) == ignored
 
 
 BOXES = with_(

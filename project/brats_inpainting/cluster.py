@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 NAME = "brats-inpainting"
 LOOPBACK = "127.0.0.1"
 CASE_LOCK = Lock()  # a worker fills one case at a time, with all of its threads
+ADVICE = "Use local, local:4 for 4 workers, tcp://host:port, or the file that a scheduler wrote."
 POLL_SECONDS = 5.0  # interval at which new workers are detected
 
 
@@ -178,19 +179,21 @@ def connect(where: str, loading: dict[str, Any]) -> Iterator[Workers]:
     """Connect to a running cluster, or start a local one.
 
     Args:
-        where: ``local``, ``local:N`` for N processes on this machine, a scheduler's address, or its file.
+        where: ``local``, ``local:N`` for N worker processes on this machine, a scheduler's address, or its file.
         loading: arguments of ``Inpainter.load`` for the workers.
 
     Raises:
-        ConfigError: when no scheduler can be reached.
-        InpaintingError: when the connection to the scheduler is lost.
+        ConfigError: when ``where`` is none of these, or no scheduler can be reached.
+        InpaintingError: when the connection to the scheduler is lost, or a folder becomes unusable.
     """
+    local = re.fullmatch("local(?::([1-9][0-9]{0,2}))?", where)
+    if not local and re.fullmatch("local(:.*)?", where):
+        raise ConfigError(f"--cluster {where}: not a number of workers from 1 to 999 after local:\n  {ADVICE}")
     by_path = {path: name for name, path in BUNDLED.items()}  # workers load their own copies of bundled weights
     path = weights_path(loading.get("weights"), loading.get("preset", DEFAULT_PRESET))
     loading = loading | {"weights": by_path.get(path, path.absolute())}
     for name in ("distributed", "distributed.client"):  # this module logs what users need
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    local = re.fullmatch("local(?::([1-9][0-9]*))?", where)
     with _local(local[1]) if local else _remote(where) as client:
         log.info("%d worker(s), dashboard at %s", len(client.nthreads()), client.dashboard_link)
         workers = Workers(
@@ -200,6 +203,9 @@ def connect(where: str, loading: dict[str, Any]) -> Iterator[Workers]:
             yield workers
             client.unregister_worker_plugin(workers.run)
         except (distributed.CancelledError, CommClosedError, OSError) as error:
+            if isinstance(error, OSError) and error.filename:  # not the network's
+                advice = "Make it usable, then use --resume: finished cases are kept."
+                raise InpaintingError(f"{error.filename}: {error.strerror}\n  {advice}") from error
             raise InpaintingError(
                 f"lost the scheduler ({error})\n  Restart it and use --resume: finished cases are kept."
             ) from error
@@ -227,8 +233,7 @@ def _remote(where: str) -> Iterator[Client]:
     """Connect to a running scheduler by address or file."""
     file = "://" not in where
     if file and not Path(where).is_file():
-        advice = "Use local, local:4, tcp://host:port, or the file that a scheduler wrote."
-        raise ConfigError(f"--cluster {where}: no such file\n  {advice}")
+        raise ConfigError(f"--cluster {where}: no such file\n  {ADVICE}")
     try:
         client = Client(scheduler_file=where) if file else Client(where)
     except (OSError, ValueError, AssertionError) as error:  # AssertionError: not a scheduler's file

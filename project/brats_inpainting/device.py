@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from typing import Literal
 
 import torch
 
@@ -14,14 +15,15 @@ from brats_inpainting.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return a usable device, and log the choice; falls back to the CPU if the GPU cannot be used.
+def choose_device(name: str, *, fallback: Literal["cpu"] | None = None) -> torch.device:
+    """Return a usable device, and log the choice.
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:i``, ``mps``, or ``auto`` for a GPU if torch can use one.
+        name: ``cpu``, ``cuda``, ``cuda:i``, ``mps``, or ``auto`` for a GPU if torch can use one, and else the CPU.
+        fallback: ``cpu`` replaces a GPU that cannot be used, with a warning; an error if not given.
 
     Raises:
-        ConfigError: when the name is not a device.
+        ConfigError: when the name is not a device, or the device cannot be used.
     """
     auto = name == "auto"
     if auto:
@@ -34,6 +36,10 @@ def choose_device(name: str) -> torch.device:
         log.debug("on the CPU, as requested")
         return device
     if problem := _problem(device):
+        if not auto and not fallback:
+            raise ConfigError(
+                f"device {name}: {problem}\n  Use --device cpu, or leave --device out: auto uses a GPU if possible."
+            )
         unexpected = not auto or torch.cuda.device_count() > 0
         log.log(logging.WARNING if unexpected else logging.INFO, "on the CPU: %s", problem)
         return torch.device("cpu")

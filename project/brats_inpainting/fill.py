@@ -122,9 +122,11 @@ def report_done(case_id: str, target: Path, report: dict[str, Any], record: Reco
 
 
 def report_failed(case_id: str, error: CaseError, record: Record, progress: ProgressBar) -> None:
-    """Note a case that failed."""
-    progress.close()
+    """Note a case that failed, and log the reason; that of a single case is left to the end of the run."""
     record.fail(case_id, error)
+    progress.close()
+    if progress.cases > 1:
+        log.warning("failed: %s", error)
 
 
 def _start(jobs: dict[Path, Case], record: Record, existing: Existing) -> dict[Path, Case]:

@@ -58,6 +58,7 @@ class Inpainter:
         *,
         preset: str = DEFAULT_PRESET,
         device: str = "auto",
+        fallback: Literal["cpu"] | None = None,
         batch_size: int | None = None,
         at_most: int | None = None,
         precision: Precision | Literal["auto"] = "auto",
@@ -72,6 +73,7 @@ class Inpainter:
                 preset's bundled weights if not given.
             preset: a name in ``config.PRESETS``; weights that predict noise take 25 steps at least.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
+            fallback: ``cpu`` replaces a GPU that cannot be used, with a warning; an error if not given.
             batch_size: windows per network pass; chosen by the device if not given.
             at_most: the largest batch size that may be chosen.
             precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU by network and GPU.
@@ -83,7 +85,7 @@ class Inpainter:
             CheckpointError: when the weights cannot be used.
             ConfigError: when there is no such preset or device, an override is out of range, or too little memory.
         """
-        where = choose_device(device)
+        where = choose_device(device, fallback=fallback)
         config.sampling(preset, 2, **overrides)  # refuses wrong values before anything is loaded
         loaded = checkpoint.load(config.weights_path(weights, preset), unet=unet, diffusion=diffusion)
         checkpoint.check_compatible(loaded)

@@ -65,12 +65,11 @@ class ProgressBar:
         now = time.monotonic()
         left = (now - self.started) * (1 - fraction) / fraction if fraction else 0.0
         case = f"case {min(self.closed + 1, self.cases)} of {self.cases}"
-        where = f"{case}, {self.done:,} of about {round(total):,} slice passes"
         if self.bar:
-            self.bar.update(self.task, completed=fraction, description=where, left=f"{duration(left)} left")
+            self.bar.update(self.task, completed=fraction, description=case, left=f"{duration(left)} left")
         elif not self.quiet and now - self.last_line >= LINE_EVERY:
             self.last_line = now
-            console.print(f"{where}, {fraction:.0%} done, {duration(left)} left")
+            console.print(f"{case}, {fraction:.0%} done, {duration(left)} left")
 
 
 def duration(seconds: float) -> str:

@@ -49,9 +49,8 @@ class Record:
             self.write()
 
     def fail(self, case_id: str, error: CaseError) -> None:
-        """Note why a case failed; the reasons are printed when the run ends."""
+        """Note why a case failed."""
         self.failed[case_id] = str(error)
-        log.warning("%s: failed; the reason follows at the end", case_id)
 
     def write(self) -> None:
         """Write ``run.json``; a full disk does not end the run."""

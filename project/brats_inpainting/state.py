@@ -115,7 +115,10 @@ class State:
         if scaler:
             scaler.load_state_dict(self.stored["scaler"])
         self.step, self.epoch, self.batch = (self.stored[name] for name in ("step", "epoch", "batch"))
-        self.best, self.origin = self.stored["best"], self.stored.get("origin", "")
+        origin = self.stored.get("origin", "")
+        if self.origin not in ("", origin):
+            log.warning("--initial-weights is ignored: the run that --resume continues did not start from this file")
+        self.best, self.origin = self.stored["best"], origin
         log.info("resumed at step %d", self.step)
         self.stored = {}
 

@@ -81,8 +81,15 @@ def test_existing_outputs_are_made_anew(mounts, out, filled_one):
 
 
 def test_the_first_lines_say_which_device_and_why(mounts):
-    said = docker_run(*mounts, IMAGE, "--device", "cuda", "--steps", "1", "--input-dir=/input", "--output-dir=/output")
-    assert re.match(r"on the CPU: (torch .* is built without CUDA|no NVIDIA GPU found)\n", said.stderr + said.stdout)
+    folders, why = (
+        ("--input-dir=/input", "--output-dir=/output"),
+        r"(torch .* is built without CUDA|no NVIDIA GPU found)\n",
+    )
+    said = docker_run(*mounts, IMAGE, "--steps", "1", *folders)
+    assert re.match(f"on the CPU: {why}", said.stderr + said.stdout)
+    refused = docker_run(*mounts, IMAGE, "--device", "cuda", *folders)
+    assert refused.returncode == 2
+    assert re.match(f"device cuda: {why}  Use --device cpu", refused.stderr)
 
 
 def test_a_failing_case_is_named_last_with_its_reason_and_the_others_are_written(data, out, tmp_path, filled):
@@ -119,7 +126,7 @@ def test_the_version_is_the_same_wherever_it_stands():
 
 def test_all_tasks_are_there():
     helped = docker_run(IMAGE, "--help").stdout.partition("Commands")[2]
-    assert {*re.findall(r"^│ (\w+)", helped, re.M)} == TASKS
+    assert {*re.findall(r"^  (\w+)  ", helped, re.M)} == TASKS
     assert docker_run(IMAGE, "--version").stdout.strip() == VERSION
 
 

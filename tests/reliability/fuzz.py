@@ -170,7 +170,7 @@ class Yaml:
         outcome(lambda: parameters.read_recipe(path))
         settings = parameters.read(path)
         config.sampling(settings.preset or config.DEFAULT_PRESET, 2, **settings.sampling)
-        choose_device(settings.device or "auto")
+        choose_device(settings.device or "auto", fallback="cpu")
 
 
 class Checkpoint:

@@ -25,6 +25,7 @@ UNUSABLE, SOME_FAILED = 2, 3  # exit codes; 0 is success, 1 an internal error, 1
 
 app = typer.Typer(
     no_args_is_help=True,
+    rich_markup_mode=None,  # rich's panels cut option names and values on narrow terminals
     context_settings={
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda token: token.replace("_", "-"),  # --data_path is --data-path
@@ -43,6 +44,17 @@ VERBOSITY = ("-v", "--verbose", "-q", "--quiet")
 def option(name: str, text: str, *aliases: str, **settings: Any) -> Any:
     """Declare an option with its help and aliases."""
     return typer.Option(f"--{name}", *aliases, help=text, **settings)
+
+
+def folder(name: str, text: str, *aliases: str, **settings: Any) -> Any:
+    """Declare an option for a folder; ``.`` and ``..`` become full paths, so that messages name a folder."""
+
+    def parse(given: str) -> Path:
+        if not given:
+            raise typer.BadParameter("it is empty. Give a folder; . is the current one.")
+        return Path(given).resolve() if Path(given).name in ("", "..") else Path(given)
+
+    return option(name, text, *aliases, **{"parser": parse, "metavar": "<folder>"} | settings)
 
 
 def choice(names: Collection[str], shown: Collection[str] = ()) -> dict[str, Any]:
@@ -64,10 +76,10 @@ PrecisionName = Annotated[
         **choice(["auto", *PRECISIONS]),
     ),
 ]
-DataPath = Annotated[Path, option("data-path", "Folder with one sub-folder per case.")]
-OutputPath = Annotated[Path, option("output-path", "Folder that receives the results.")]
+DataPath = Annotated[Path, folder("data-path", "Folder with one sub-folder per case.")]
+OutputPath = Annotated[Path, folder("output-path", "Folder that receives the results.")]
 Predictions = Annotated[
-    list[Path], option("predictions", "Folder with {id}-t1n-inference.nii.gz; repeat to compare others with the first.")
+    list[Path], folder("predictions", "Folder with {id}-t1n-inference.nii.gz; repeat to compare others with the first.")
 ]
 NoImages = Annotated[bool, option("no-images", "Leave images out of report.html.")]
 Viewer = Annotated[

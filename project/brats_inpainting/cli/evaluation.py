@@ -14,6 +14,7 @@ from brats_inpainting.cli.app import (
     Viewer,
     app,
     finish,
+    folder,
     option,
     out,
     quiet,
@@ -29,14 +30,14 @@ def evaluate(
     predictions: Predictions,
     data_path: DataPath,
     report_path: Annotated[
-        Path | None, option("report-path", "Folder for report.html and the scores as .csv, .json, .md, .tex.")
+        Path | None, folder("report-path", "Folder for report.html and the scores as .csv, .json, .md, .tex.")
     ] = None,
     pooled: Annotated[bool, option("pooled", "The folders are folds of a cross-validation.")] = False,
     published: Annotated[bool, option("published", "Add the paper's scores (on other data) to the table.")] = False,
     no_images: NoImages = False,
     viewer: Viewer = False,
 ) -> None:
-    """Score filled scans inside the healthy mask, as the BraTS challenge does."""
+    """Score filled scans inside the healthy mask, as BraTS does."""
     from brats_inpainting import evaluate as scoring
     from brats_inpainting import tables
 
@@ -57,11 +58,11 @@ def evaluate(
 def report(
     predictions: Predictions,
     data_path: DataPath,
-    report_path: Annotated[Path, option("report-path", "Folder for report.html; use that of infer for its run.json.")],
+    report_path: Annotated[Path, folder("report-path", "Folder for report.html; use that of infer for its run.json.")],
     no_images: NoImages = False,
     viewer: Viewer = False,
 ) -> None:
-    """Write an HTML report on filled scans, with or without ground truth."""
+    """Write an HTML report on filled scans. Ground truth is optional."""
     from brats_inpainting import evaluate as scoring
 
     page = reports.start(report_path, predictions, images=not no_images, viewer=viewer)
@@ -72,12 +73,14 @@ def report(
 def picture(
     predictions: Predictions,
     data_path: DataPath,
-    case: Annotated[list[str], option("case", "Case id; repeat for more rows.")],
+    case: Annotated[list[str], option("case", "Case id; repeat for more rows.", metavar="<id>")],
     output: Annotated[Path, option("output", "PNG file to write.")],
-    plane: Annotated[list[PlaneName] | None, option("plane", "Repeatable. Default: all three.")] = None,
+    plane: Annotated[
+        list[PlaneName] | None, option("plane", "Repeatable. Default: all three.", metavar=f"[{'|'.join(PlaneName)}]")
+    ] = None,
     slice_: Annotated[int | None, option("slice", "Slice index. Default: where the mask is largest.", min=0)] = None,
 ) -> None:
-    """Draw voided scan, mask, fills and truth side by side, as figures 4 and 5 of the paper."""
+    """Draw scan, mask, fills and truth side by side. The paper's figures 4 and 5 are of this kind."""
     from brats_inpainting import evaluate as scoring
     from brats_inpainting import files, pictures
 

@@ -17,6 +17,7 @@ from brats_inpainting.cli.app import (
     app,
     choice,
     finish,
+    folder,
     log,
     option,
     out,
@@ -36,7 +37,9 @@ Image = Annotated[Path | None, option("image", "A single T1 scan, instead of --d
 Mask = Annotated[Path | None, option("mask", "Mask for --image.")]
 Participants = Annotated[
     list[str] | None,
-    option("participant-label", "Fill only this participant of a BIDS dataset; repeat, or use commas."),
+    option(
+        "participant-label", "Fill only this participant of a BIDS dataset; repeat, or use commas.", metavar="<label>"
+    ),
 ]
 Resume = Annotated[bool, option("resume", "Keep finished outputs, make the others; overrides --overwrite.")]
 NoResample = Annotated[bool, option("no-resample", "Do not bring scans of other voxel sizes to 1 mm.")]
@@ -46,10 +49,10 @@ INSTALLED = [name for name, package in BASELINES.items() if package is None or o
 
 @app.command()
 def infer(
-    data_path: Annotated[Path | None, option("data-path", CASES, "--input-dir")] = None,
+    data_path: Annotated[Path | None, folder("data-path", CASES, "--input-dir")] = None,
     output_path: Annotated[
         Path | None,
-        option("output-path", "Folder that receives {id}-t1n-inference.nii.gz, or a BIDS derivative.", "--output-dir"),
+        folder("output-path", "Folder that receives {id}-t1n-inference.nii.gz, or a BIDS derivative.", "--output-dir"),
     ] = None,
     participant_label: Participants = None,
     image: Image = None,
@@ -57,7 +60,7 @@ def infer(
     output: Annotated[Path | None, option("output", "Output file for --image and --mask.")] = None,
     weights: WeightsFile = None,
     additional_files_path: Annotated[
-        Path | None, option("additional-files-path", "Folder with an optional weights file, as mounted by MedPerf.")
+        Path | None, folder("additional-files-path", "Folder with an optional weights file, as mounted by MedPerf.")
     ] = None,
     parameters_file: Annotated[Path | None, option("parameters-file", "YAML: our names or guided-diffusion's.")] = None,
     preset: Annotated[str | None, option("preset", f"{', '.join(PRESETS)}. Default: {DEFAULT_PRESET}.")] = None,
@@ -80,7 +83,7 @@ def infer(
     overwrite: Overwrite = False,
     keep_dtype: Annotated[bool, option("keep-dtype", "Write the input's data type instead of float32.")] = False,
     report_path: Annotated[
-        Path | None, option("report-path", "Folder for report.html, run.json, single samples and uncertainty maps.")
+        Path | None, folder("report-path", "Folder for report.html, run.json, single samples and uncertainty maps.")
     ] = None,
     no_images: NoImages = False,
     cluster: Annotated[
@@ -126,12 +129,13 @@ def infer(
         "weights": weights_path(found or from_file.bundled, preset),
         "preset": preset,
         "device": device or from_file.device or "auto",
+        "fallback": None if device else "cpu",
         "batch_size": _whole_number(batch_size),
         "precision": precision,
         **from_file.loading(),
         **{name: value for name, value in overrides.items() if value is not None},
     }
-    inpainter = Inpainter.load(**loading | ({"device": "cpu"} if cluster else {}))
+    inpainter = Inpainter.load(**loading | ({"device": "cpu"} if cluster is not None else {}))
     options = Options((from_file.seed or 0) if seed is None else seed, keep_dtype, report_path)
     _log_settings(inpainter, preset, options)
     with _workers(cluster, loading) as workers:
@@ -162,14 +166,14 @@ def _log_settings(inpainter: Inpainter, preset: str, options: Options) -> None:
 @app.command()
 def baseline(
     method: Annotated[str, option("method", "Method.", **choice(BASELINES, INSTALLED))],
-    data_path: Annotated[Path, option("data-path", CASES)],
+    data_path: Annotated[Path, folder("data-path", CASES)],
     output_path: OutputPath,
     participant_label: Participants = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    report_path: Annotated[Path | None, option("report-path", "Folder for run.json.")] = None,
+    report_path: Annotated[Path | None, folder("report-path", "Folder for run.json.")] = None,
 ) -> None:
-    """Fill every case without a network, as a reference for a model's scores."""
+    """Fill every case without a network, for comparison."""
     from brats_inpainting import layouts
     from brats_inpainting.baselines import METHODS, Baseline
     from brats_inpainting.fill import Options, fill_folder
@@ -188,7 +192,7 @@ def baseline(
 
 @app.command()
 def check(
-    data_path: Annotated[Path | None, option("data-path", CASES)] = None,
+    data_path: Annotated[Path | None, folder("data-path", CASES)] = None,
     participant_label: Participants = None,
     image: Image = None,
     mask: Mask = None,
@@ -232,7 +236,7 @@ def example(
         ),
     ] = False,
 ) -> None:
-    """Write a complete example case: the packaged scan of a person (OpenNeuro ds002748, CC0), with synthetic masks."""
+    """Write an example case. The scan is a person's (OpenNeuro ds002748, CC0), the masks are synthetic."""
     from brats_inpainting.data.example import write_example
 
     case = write_example(output_path, seed=seed, brain="template" if template else "person")
@@ -241,7 +245,7 @@ def example(
 
 def _workers(where: str | None, loading: dict[str, Any]) -> Any:
     """Return a context manager that gives the workers of a cluster, or ``None`` without one."""
-    if not where:
+    if where is None:
         return nullcontext()
     from brats_inpainting import cluster
 

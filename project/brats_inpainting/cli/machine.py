@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from brats_inpainting.cli.app import PrecisionName, WeightsFile, app, log, option, out, wide
+from brats_inpainting.cli.app import PrecisionName, WeightsFile, app, folder, log, option, out, wide
 from brats_inpainting.config import PRESETS, sampling, weights_path
 from brats_inpainting.progress import duration
 
@@ -23,11 +23,12 @@ def info() -> None:
 @app.command()
 def benchmark(
     data_path: Annotated[
-        Path | None, option("data-path", "Folder of cases; the first is used. Default: the example case.")
+        Path | None, folder("data-path", "Folder of cases; the first is used. Default: the example case.")
     ] = None,
-    report_path: Annotated[Path | None, option("report-path", "Folder for benchmark.json and benchmark.md.")] = None,
+    report_path: Annotated[Path | None, folder("report-path", "Folder for benchmark.json and benchmark.md.")] = None,
     preset: Annotated[
-        list[str] | None, option("preset", f"{', '.join(PRESETS)}; repeatable. Default: all but paper.")
+        list[str] | None,
+        option("preset", f"{', '.join(PRESETS)}; repeatable. Default: all but paper.", metavar="<str>"),
     ] = None,
     weights: WeightsFile = None,
     rounds: Annotated[int, option("rounds", "Number of repetitions; the median is reported.", min=1)] = 1,

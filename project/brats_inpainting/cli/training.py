@@ -5,22 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from brats_inpainting.cli.app import OutputPath, app, option, out
+from brats_inpainting.cli.app import OutputPath, app, folder, option, out
 
 
 @app.command()
 def train(
-    data_path: Annotated[Path, option("data-path", "Folder with complete scans, *-t1n.nii.gz.")],
+    data_path: Annotated[Path, folder("data-path", "Folder with complete scans, *-t1n.nii.gz.")],
     output_path: OutputPath,
     parameters_file: Annotated[
         Path | None, option("parameters-file", "Training recipe, see workspace/parameters. Default: the paper's.")
     ] = None,
     fold: Annotated[int, option("fold", "Fold whose held-out subjects validate: 0 or 1.", min=0, max=1)] = 0,
     cache_path: Annotated[
-        Path | None, option("cache-path", "Cache of prepared scans. Default: inside --output-path.")
+        Path | None, folder("cache-path", "Cache of prepared scans. Default: in the output folder.")
     ] = None,
     validation_path: Annotated[
-        Path | None, option("validation-path", "Complete cases for validation, instead of held-out subjects.")
+        Path | None, folder("validation-path", "Complete cases for validation, instead of held-out subjects.")
     ] = None,
     initial_weights: Annotated[
         Path | None, option("initial-weights", "Start from this .safetensors instead of random weights.")
@@ -56,10 +56,12 @@ def train(
 
 @app.command()
 def export(
-    state: Annotated[Path, option("state", "Folder of a training run, or a file in its state folder.")],
+    state: Annotated[
+        Path, folder("state", "Folder of a training run, or a file in its state folder.", metavar="<path>")
+    ],
     output_path: OutputPath,
 ) -> None:
-    """Export a training state as .safetensors and guided-diffusion .pt files."""
+    """Export a training state: .safetensors and guided-diffusion .pt."""
     from brats_inpainting.state import export_state
 
     for path in export_state(state, output_path):
