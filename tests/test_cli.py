@@ -208,7 +208,7 @@ def test_a_gpu_of_the_command_line_that_is_not_there_exits_with_2(name, infer, d
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_gpu_of_a_parameters_file_that_is_not_there_gives_the_cpu_and_a_warning(data, tmp_path, tiny_weights, capfd):
-    (tmp_path / "p.yaml").write_text("gpu_id: '0'\nsteps: 1\n")
+    (tmp_path / "p.yaml").write_text("device: cuda:0\nsteps: 1\n")
     shutil.rmtree(data / IDS[1])
     places = ("--data-path", data, "--output-path", tmp_path / "out", "--parameters-file", tmp_path / "p.yaml")
     assert run("--quiet", "infer", *places, "--weights", tiny_weights) == 0

@@ -515,10 +515,10 @@ def test_training_begins_with_given_weights_and_says_so_in_what_it_writes(run):
 
 def test_other_initial_weights_of_a_resumed_run_are_ignored_with_a_warning(run, caplog):
     first, other = run("first", with_(max_steps=1)), run("other", with_(max_steps=1, seed=1))
-    for initial, ignored in ((first, False), (other, True)):
-        run("second", with_(max_steps=2), initial_weights=first, resume=not ignored)
+    run("second", with_(max_steps=1), initial_weights=first)
+    for steps, initial, ignored in ((2, None, False), (3, first, False), (4, other, True)):
         caplog.clear()
-        run("second", with_(max_steps=2), initial_weights=initial, resume=True)
+        run("second", with_(max_steps=steps), initial_weights=initial, resume=True)
         assert ("--initial-weights is ignored: the run that --resume continues" in caplog.text) == ignored
 
 
