@@ -67,8 +67,9 @@ class BidsDataset:
 
     @cached_property
     def cases(self) -> list[Case]:
-        """The scans that have a lesion mask."""
-        return [replace(case, reading=self.reading) for case in bids.find(self.data_path, self.participants)]
+        """The scans that have a lesion mask; a chosen reading replaces that of a segmentation's table."""
+        found = bids.find(self.data_path, self.participants)
+        return found if self.reading == UNAMBIGUOUS else [replace(case, reading=self.reading) for case in found]
 
     def jobs(self, output_path: Path) -> dict[Path, Case]:
         """Return ``…_desc-inpainted_T1w.nii.gz`` for each scan."""

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from brats_inpainting import runtime
+from brats_inpainting.cli import bids_app
 from brats_inpainting.config import PRECISIONS
 from brats_inpainting.container import offers
 from brats_inpainting.errors import InpaintingError
@@ -32,7 +33,8 @@ app = typer.Typer(
     },
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Fill lesions in brain MRI with plausible healthy tissue. Research use only.",
+    help="Fill lesions in brain MRI with plausible healthy tissue. Research use only.\n\n"
+    "As a BIDS App: brats-inpainting BIDS_DIR OUTPUT_DIR participant [options of infer].",
 )
 log = logging.getLogger("brats_inpainting")
 out = Console(highlight=False, soft_wrap=True, markup=False)
@@ -125,9 +127,11 @@ def finish(failed: dict[str, str]) -> None:
 
 
 def _normalised(args: list[str]) -> list[str]:
-    """Move -v and -q to the front; insert ``infer`` if no command is given."""
+    """Move -v and -q to the front, translate the form of BIDS Apps, insert ``infer`` if no command is given."""
     verbosity = [arg for arg in args if arg in VERBOSITY]
     rest = [arg for arg in args if arg not in VERBOSITY]
+    if rest and rest[0] not in typer.main.get_group(app).commands:
+        rest = bids_app.translated(rest) or rest
     if args and (not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help", "--version"))):
         rest.insert(0, "infer")
     return verbosity + rest

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from brats_inpainting.data.bids_files import OURS, Dataset, Image, numbered
 from brats_inpainting.data.cases import BIDS, Case, is_bids
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.files import atomic_write
@@ -22,10 +22,8 @@ log = logging.getLogger(__name__)
 BIDS_VERSION = "1.11.1"
 SOFTWARE = "brats-inpainting"
 TITLE = f"T1w scans with lesions filled by {SOFTWARE}"
-OURS = "inpainted"  # the desc of filled scans
-FREE = {"label", "desc", "space"}  # entities in which a mask may differ from its scan
-LESION = re.compile(r"(t[12]w?|flair)?lesions?", re.IGNORECASE)  # not "perilesional"
-NAME = re.compile(r"(sub-[a-zA-Z0-9+]+(?:_[a-zA-Z]+-[a-zA-Z0-9+]+)*)_(T1w|mask|roi)\.nii(?:\.gz)?")
+MASK = "label-lesion_mask"  # the end of the name that messages suggest
+SHOWN = 5  # near misses in a message, and scans with a warning
 
 
 def find(folder: Path, participants: Sequence[str] = ()) -> list[Case]:
@@ -42,32 +40,69 @@ def find(folder: Path, participants: Sequence[str] = ()) -> list[Case]:
         ConfigError: an unknown participant, no mask or several for a scan, or one name for two fills.
     """
     chosen = _chosen(folder, participants)
-    scans = {
-        scan: its
-        for place in sorted([*folder.glob("sub-*/anat"), *folder.glob("sub-*/ses-*/anat")])
-        for scan, its in _files(place, "T1w").items()
-        if its["sub"] in chosen and its.get("desc") != OURS
-    }
-    roots = [folder, *sorted(folder.glob("derivatives/*"))]
+    dataset = Dataset(folder)
+    scans = [scan for scan in dataset.scans if scan.entities["sub"] in chosen]
     found: dict[str, Case] = {}
-    for scan, its in scans.items():
-        masks = _masks([root / scan.parent.relative_to(folder) for root in roots], its)
-        if masks[1:]:
-            both = "\n  ".join(map(str, masks))
-            raise ConfigError(f"{scan}: more than one lesion mask matches it\n  {both}\n  Keep one of them.")
-        if masks:
-            case = Case(scan.name.rpartition("_")[0], scan, masks[0])
-            if (other := found.setdefault(_name(case), case)) is not case:
-                raise ConfigError(f"{other.image}\n{scan}: both fills would be {_name(case)}\n  Keep one of them.")
+    without = []
+    for scan in scans:
+        if not (masks := dataset.lesions(scan)):
+            without.append(scan)
+            continue
+        case = _case(dataset, scan, masks)
+        if (other := found.setdefault(_name(case), case)) is not case:
+            raise ConfigError(f"{other.image}\n{scan.path}: both fills would be {_name(case)}\n  Keep one of them.")
+    near = _near_misses(dataset, without, {path for case in found.values() for path in case.files})
     if not found:
-        raise ConfigError(
-            f"{folder}: none of {len(scans)} T1w scans has a lesion mask\n"
-            "  Looked for sub-X/[ses-Y/]anat/*_T1w.nii[.gz] and, there or in derivatives/*/sub-X/[ses-Y/]anat, for\n"
-            "  *_mask.nii[.gz] or *_roi.nii[.gz] whose label or desc is lesion, with the scan's acq, run ….\n"
-            "  Name a mask like its scan, with label-lesion_mask for T1w."
-        )
-    log.info("%d T1w scans with a lesion mask, %d without are skipped", len(found), len(scans) - len(found))
+        raise ConfigError(_nothing_found(folder, len(scans), [name for names in near.values() for name in names]))
+    for case_id, names in [*near.items()][:SHOWN]:
+        log.warning("%s: no lesion mask. Not recognized: %s", case_id, names[0])
+    log.info("%d T1w scans with a lesion mask, %d without are skipped", len(found), len(without))
     return sorted(found.values(), key=lambda case: case.id)
+
+
+def _case(dataset: Dataset, scan: Image, masks: list[Image]) -> Case:
+    """Return the case of a scan with its lesion masks, and its brain mask if there is one.
+
+    Raises:
+        ConfigError: the masks are neither one nor the numbered parts of one.
+    """
+    if masks[1:] and not numbered(masks):
+        both = "\n  ".join(str(mask.path) for mask in masks)
+        raise ConfigError(f"{scan.path}: more than one lesion mask matches it\n  {both}\n  Keep one of them.")
+    case_id = scan.path.name.rpartition("_")[0]
+    mask, *more = (mask.path for mask in masks)
+    brain, *others = [*(image.path for image in dataset.brains(scan)), None]
+    if brain and brain.parent != scan.path.parent and others[0]:
+        log.warning("%s: %d brain masks; %s is used", case_id, len(others), brain)
+    reading, problem = dataset.reading(masks)
+    return Case(case_id, scan.path, mask, tuple(more), brain, reading, problem)
+
+
+def _near_misses(dataset: Dataset, scans: list[Image], taken: set[Path]) -> dict[str, list[str]]:
+    """Return scan id → files that may be meant as its lesion mask, each with the name that it needs."""
+    near: dict[str, list[str]] = {}
+    for scan in scans:
+        parts = [f"{name}-{value}" for name, value in scan.entities.items() if name != "desc"]
+        for path, place in dataset.near_misses(scan):
+            if path not in taken:
+                act, end = ("rename", path.name.partition(".nii")[2]) if ".nii" in path.name else ("convert", ".gz")
+                wanted = (place / "_".join([*parts, f"{MASK}.nii{end}"])).relative_to(dataset.folder)
+                line = f"{path.relative_to(dataset.folder)}; if it is the lesion, {act} it to {wanted}"
+                near.setdefault(scan.path.name.rpartition("_")[0], []).append(line)
+    return near
+
+
+def _nothing_found(folder: Path, scans: int, near: list[str]) -> str:
+    """Return the message for a dataset without any lesion mask."""
+    lines = [
+        f"{folder}: none of {scans} T1w scans has a lesion mask",
+        "Looked for sub-X/[ses-Y/]anat/*_T1w.nii[.gz] and, there or in derivatives/*/sub-X/[ses-Y/]anat, for",
+        '*_mask.nii[.gz], *_roi or *_dseg whose label or desc is lesion, or *_mask with "Type": "Lesion" in its JSON',
+        "file, with the scan's acq, run ….",
+        f"Name a mask like its scan, with {MASK} for T1w.",
+        *(["Not recognized:", *(f"  {line}" for line in near[:SHOWN])] if near else []),
+    ]
+    return "\n  ".join(lines)
 
 
 def _chosen(folder: Path, participants: Sequence[str]) -> set[str]:
@@ -78,27 +113,6 @@ def _chosen(folder: Path, participants: Sequence[str]) -> set[str]:
         known = textwrap.shorten(", ".join(sorted(there)) or "none", 500, placeholder=" …")
         raise ConfigError(f"--participant-label {unknown[0]}: not in {folder}\n  There: {known}.")
     return wanted or there
-
-
-def _files(folder: Path, *suffixes: str) -> dict[Path, dict[str, str]]:
-    """Return the images of a folder that end in one of the suffixes, with their entities (name → value)."""
-    named = {path: NAME.fullmatch(path.name) for path in sorted(folder.glob("sub-*.nii*"))}
-    return {
-        path: dict(part.split("-") for part in match[1].split("_"))
-        for path, match in named.items()
-        if match and match[2] in suffixes
-    }
-
-
-def _masks(places: list[Path], scan: dict[str, str]) -> list[Path]:
-    """Return the lesion masks whose entities match the scan's."""
-    return [
-        path
-        for place in places
-        for path, mask in _files(place, "mask", "roi").items()
-        if mask.get("label") == "L" or any(LESION.fullmatch(mask.get(entity, "")) for entity in ("label", "desc"))
-        if all(scan.get(entity) == value for entity, value in mask.items() if entity not in FREE)
-    ]
 
 
 def _name(case: Case) -> str:
@@ -157,11 +171,11 @@ def describe(filled: dict[Path, Case], dataset: Path, output_path: Path) -> dict
 
 def _sidecar(case: Case, dataset: Path) -> dict[str, Any]:
     """Return the sidecar of a fill: description and sources."""
-    scan, mask = (f"bids:source:{quote(path.relative_to(dataset).as_posix())}" for path in (case.image, case.mask))
+    sources = [f"bids:source:{quote(path.relative_to(dataset).as_posix())}" for path in case.files]
     fields = {
         "Description": "The scan with synthetic healthy tissue in place of the lesion; for research only",
-        "Sources": [scan, mask],
-        "SpatialReference": scan,
-        "SkullStripped": True,
+        "Sources": sources,
+        "SpatialReference": sources[0],
+        "SkullStripped": case.brain is None,
     }
     return fields | ({"Resolution": "That of the scan"} if "_res-" in case.id else {})
