@@ -11,6 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brats_inpainting.cli import bids_app
+
 from .conftest import write_case
 from .test_cli import run
 
@@ -103,6 +105,81 @@ def test_participants_go_with_a_dataset(infer, capfd):
     assert run("infer", "--image", "a", "--mask", "b", "--output", "c", "--participant-label", "01") == 2
     assert infer("raw", "raw") == 2
     assert "another BIDS dataset" in capfd.readouterr().err
+
+
+@pytest.fixture
+def app(tiny_weights):
+    """The command line of BIDS Apps."""
+
+    def call(*args):
+        return run("--quiet", *args, "--weights", tiny_weights, "--device", "cpu", "--steps", 2)
+
+    return call
+
+
+def test_the_command_line_of_bids_apps_fills_a_dataset_as_infer_does(app, infer, folder):
+    assert infer("raw", "infer") == 0
+    assert app(folder / "raw", folder / "app", "participant") == 0
+    assert written(folder / "app") == written(folder / "infer")
+    for name in FILLS.values():
+        assert (folder / "app" / name).read_bytes() == (folder / "infer" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("labels", "filled"),
+    [
+        (("--participant-label", "01", "02"), 2),
+        (("--participant_label", "sub-01", "02", "--skip_bids_validation"), 2),
+        (("--participant_label=01", "02"), 2),
+        (("--participant-label", "01,02", "--skip-bids-validator"), 2),
+        (("--participant-label", "01", "--participant-label", "02"), 2),
+        (("--participant-label", "02", "--seed", "1"), 1),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_labels_may_be_separated_by_spaces_before_and_after_the_folders(folder, labels, filled, first):
+    places = [str(folder / "raw"), str(folder / "out"), "participant"]
+    command, *options = bids_app.translated([*labels, *places] if first else [*places, *labels])
+    assert (command, options[:4]) == ("infer", ["--data-path", places[0], "--output-path", places[1]])
+    chosen = [part for label in options if label[0] != "-" or "=" in label for part in label.split("=")[-1].split(",")]
+    assert len([part for part in chosen if part.removeprefix("sub-") in {"01", "02"}]) == filled
+
+
+def test_the_group_level_and_what_is_no_dataset_are_refused_with_what_to_do(app, folder, capfd):
+    raw, description = folder / "raw", folder / "raw" / "dataset_description.json"
+
+    def refused(*args):
+        assert app(*args) == 2
+        return capfd.readouterr().err
+
+    assert "nothing to do at the group level" in refused(raw, folder / "out", "group")
+    assert "session: not an analysis level\n  Usage: brats-inpainting BIDS_DIR" in refused(
+        raw, folder / "out", "session"
+    )
+    assert "the analysis level is missing\n  Usage: brats-inpainting BIDS_DIR" in refused(raw, folder / "out")
+    assert "no such folder" in refused(folder / "nowhere", folder / "out", "participant")
+    cases = refused(folder / "cases", folder / "out", "participant")
+    assert "not a BIDS dataset, dataset_description.json is missing\n  Add it" in cases
+    description.unlink()
+    description.symlink_to(".git/annex/objects/nothing")
+    assert "a broken link\n  Fetch its content: datalad get" in refused(raw, folder / "out", "participant")
+    assert not (folder / "out").exists()
+
+
+def test_a_command_is_not_mistaken_for_a_bids_dataset(capfd):
+    assert run("infer", "raw", "participant") == 2
+    assert "unexpected extra argument" in capfd.readouterr().err
+    assert run("nonsense") == 2
+    assert "No such command 'nonsense'" in capfd.readouterr().err
+
+
+def test_a_file_that_is_not_fetched_is_named_and_the_other_scans_are_filled(app, folder, capfd):
+    mask = folder / "raw" / "sub-02" / "anat" / "sub-02_desc-lesion_mask.nii.gz"
+    mask.unlink()
+    mask.symlink_to("../../.git/annex/objects/Xx/Yy/MD5E-s1--ab.nii.gz/MD5E-s1--ab.nii.gz")
+    assert app(folder / "raw", folder / "out", "participant") == 3
+    assert mask.name in capfd.readouterr().err
+    assert written(folder / "out") == sorted(["dataset_description.json", FILLS["case-1"], SIDECARS[0]])
 
 
 @pytest.mark.skipif(not VALIDATOR, reason="bids-validator-deno is not installed")

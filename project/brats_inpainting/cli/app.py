@@ -34,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Fill lesions in brain MRI with plausible healthy tissue. Research use only.\n\n"
-    "As a BIDS App: brats-inpainting BIDS_DIR OUTPUT_DIR participant [options of infer].",
+    "As a BIDS App: brats-inpainting BIDS_DIR OUTPUT_DIR participant, then any options of infer.",
 )
 log = logging.getLogger("brats_inpainting")
 out = Console(highlight=False, soft_wrap=True, markup=False)

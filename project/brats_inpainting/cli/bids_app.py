@@ -36,7 +36,9 @@ def _require_level(args: list[str]) -> None:
     """Reject the command line of a BIDS App without its level."""
     folders = [arg for arg in args[:2] if not arg.startswith("-")]
     if len(folders) == 2 and Path(folders[0]).is_dir():
-        found = f"{args[2]}: not an analysis level" if args[2:] else "the analysis level is missing"
+        found = (
+            f"{args[2]}: not an analysis level" if args[2:] and args[2][0] != "-" else "the analysis level is missing"
+        )
         raise ConfigError(f"{found}\n  Usage: {USAGE}")
 
 

@@ -112,7 +112,7 @@ class Dataset:
             for place in self._places(scan)
             for folder in (place, place.parent)
             for name in self.names(folder)
-            if NEAR_MISS.search(re.sub(r"(sub|ses)-[^_.]*", "", name)) and not NO_LESION.search(name)
+            if NEAR_MISS.search(re.sub(r"(sub|ses)-[a-zA-Z0-9+]*", "", name)) and not NO_LESION.search(name)
         ]
         return sorted(found, key=lambda pair: not LIKELY.search(pair[0].name))
 
@@ -123,7 +123,7 @@ class Dataset:
             if mask.suffix == "dseg" and (table := next(self._inherited(mask, ".tsv"), None)):
                 try:
                     labels |= _lesion_labels(table)
-                except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+                except (OSError, ValueError, TypeError, csv.Error) as error:
                     return UNAMBIGUOUS, f"{table}: not a table of labels ({error})\n  Give it columns index and name."
         return MaskReading(labels=tuple(sorted(labels))), ""
 
@@ -194,9 +194,16 @@ def numbered(masks: list[Image]) -> bool:
 
 
 def _lesion_labels(table: Path) -> set[int]:
-    """Return the labels that a table with the columns index and name calls lesions."""
+    """Return the labels that a table with the columns index and name calls lesions.
+
+    Raises:
+        OSError, ValueError, TypeError, csv.Error: the file is no such table.
+    """
     with table.open(encoding="utf-8-sig", newline="") as lines:
-        rows = [(int(row["index"]), row["name"]) for row in csv.DictReader(lines, delimiter="\t")]
+        reader = csv.DictReader(lines, delimiter="\t")
+        if missing := {"index", "name"} - {*(reader.fieldnames or [])}:
+            raise ValueError(f"no column {min(missing)}")
+        rows = [(int(row["index"]), row["name"]) for row in reader]
     return {index for index, name in rows if index and TABLE_NAME.search(name)}
 
 
