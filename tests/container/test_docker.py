@@ -1,4 +1,4 @@
-"""The image under docker run: three ways of calling it, every restriction at once, and what it says when it fails."""
+"""The image under docker run: four ways of calling it, every restriction at once, and what it says when it fails."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 from brats_inpainting.config import BUNDLED_WEIGHTS
 from brats_inpainting.evaluate import evaluate, find
 
-from .conftest import IDS, IMAGE, ROOT, VERSION, assert_same, call, docker_run, run, voxels
+from .conftest import IDS, IMAGE, ROOT, VERSION, assert_same, call, docker_run, given_to_the_user, run, voxels
 
 STYLES = {
     "a task, underscores": ("infer", "--data_path=/input", "--output_path=/output"),
@@ -32,6 +32,7 @@ TASKS = {
     "info",
     "benchmark",
 }
+MANIFESTS = ("mlcube/mlcube.yaml", "mlcube/container_config.yaml", "mlcube/boutiques.json")
 STRANGER = (
     *("--user", "12345:12345", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
     *("--shm-size", "64m", "--tmpfs", "/tmp"),
@@ -48,6 +49,21 @@ def test_every_style_of_calling_gives_the_same_voxels_and_nothing_else(style, mo
     done = docker_run(*mounts, IMAGE, *STYLES[style])
     assert done.returncode == 0, done.stderr
     assert_same(voxels(out), filled_one)
+
+
+def test_the_image_is_a_bids_app(one, out, filled_one, tmp_path):
+    (case,) = one.iterdir()
+    anat = tmp_path / "bids" / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    (tmp_path / "bids" / "dataset_description.json").write_text('{"Name": "One", "BIDSVersion": "1.11.1"}')
+    shutil.copy(case / f"{case.name}-t1n-voided.nii.gz", anat / "sub-01_T1w.nii.gz")
+    shutil.copy(case / f"{case.name}-mask.nii.gz", anat / "sub-01_T1w_label-lesion_roi.nii.gz")
+    mounts = ("-v", f"{given_to_the_user(tmp_path / 'bids')}:/bids:ro", "-v", f"{out}:/out")
+    done = docker_run(*mounts, IMAGE, "/bids", "/out", "participant", "--participant_label", "01")
+    assert done.returncode == 0, done.stderr
+    fill = nib.load(out / "sub-01" / "anat" / "sub-01_desc-inpainted_T1w.nii.gz")
+    np.testing.assert_array_equal(fill.dataobj, next(iter(filled_one.values())))
+    assert docker_run(*mounts, IMAGE, "/bids", "/out", "group").returncode == 2
 
 
 def test_a_stranger_with_no_rights_at_all_gets_his_own_files(mounts, out, filled_one):
@@ -119,7 +135,7 @@ def test_an_empty_input_folder_is_refused(out, tmp_path):
 
 
 def test_the_version_is_the_same_wherever_it_stands():
-    for name in ("Dockerfile", "mlcube/mlcube.yaml", "mlcube/container_config.yaml", "README.md", "docs/containers.md"):
+    for name in ("Dockerfile", *MANIFESTS, "README.md", "docs/containers.md"):
         said = re.findall(r"(?:brats-inpainting:|image.version=\")(\d[\w.]*)", (ROOT / name).read_text())
         assert {*said} == {VERSION}, name
 

@@ -176,8 +176,10 @@ class Dataset:
         for folder in folders[: folders.index(image.root) + 1]:
             for name in self._sidecars_in(folder):
                 *entities, suffix = name.removesuffix(extension).split("_")
-                if name.endswith(extension) and suffix == image.suffix and set(entities) <= set(own):
-                    yield folder / name
+                describes = name.endswith(extension) and suffix == image.suffix and set(entities) <= set(own)
+                path = folder / name
+                if describes and (path.is_file() or not path.exists()):  # a broken link is reported, a pipe would block
+                    yield path
 
     def _sidecars_in(self, folder: Path) -> list[str]:
         """Return the JSON and TSV files in a folder, those with most entities first."""
@@ -215,6 +217,8 @@ def _same_grid(one: Path, other: Path) -> bool:
 
 def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray] | None:
     """Return the shape and the affine in the header of a NIfTI-1 file; None for any other file."""
+    if not path.is_file():
+        return None
     try:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
             header = Nifti1Header(file.read(SIZE_OF_HEADER), check=False)
