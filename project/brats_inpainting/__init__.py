@@ -9,6 +9,7 @@ _HOMES = {
     "filler": ("Filled", "Filler"),
     "layouts": ("BidsDataset", "CaseFolder", "Layout", "Pair"),
     "baselines": ("Baseline",),
+    "data.lesion": ("MaskReading",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = list(_HOME)

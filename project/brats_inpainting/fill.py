@@ -80,7 +80,7 @@ def fill_folder(
     jobs = layout.jobs(output_path)
     if workers:
         filler = workers.load(filler, jobs, options)
-    settings = filler.settings() | {"seed": options.seed, "keep_dtype": options.keep_dtype}
+    settings = filler.settings() | {"seed": options.seed, "keep_dtype": options.keep_dtype} | _readings(jobs)
     record = Record(options.report_path, settings, filler.facts())
     todo = _start(jobs, record, existing)
     with ProgressBar(len(todo), quiet=quiet) as progress:
@@ -127,6 +127,12 @@ def report_failed(case_id: str, error: CaseError, record: Record, progress: Prog
     progress.close()
     if progress.cases > 1:
         log.warning("failed: %s", error)
+
+
+def _readings(jobs: dict[Path, Case]) -> dict[str, Any]:
+    """Return how the cases' masks are interpreted, for the settings of a run; empty for the default."""
+    readings = {str(case.reading): case.reading.settings() for case in jobs.values()}
+    return {"mask_reading": [readings[text] for text in sorted(readings)]} if any(readings) else {}
 
 
 def _start(jobs: dict[Path, Case], record: Record, existing: Existing) -> dict[Path, Case]:

@@ -21,6 +21,7 @@ from brats_inpainting import batch, concurrent, config, memory
 from brats_inpainting.concurrent import OnPass
 from brats_inpainting.config import DEFAULT_PRESET, FRAME, DiffusionConfig, Precision, SamplingConfig, UNetConfig
 from brats_inpainting.data import cases, nifti, output, volume, windows
+from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack, Task, Windowing
 from brats_inpainting.device import choose_device
@@ -103,13 +104,17 @@ class Inpainter:
         network = self.weights.network
         network.to(self.plan.device, memory_format=MEMORY_FORMAT[network.config.dims])  # type: ignore[call-overload]
 
-    def inpaint(self, image: Any, mask: Any, *, seed: int = 0) -> Inpainting:
+    def inpaint(
+        self, image: Any, mask: Any, *, brain: Any = None, reading: MaskReading = UNAMBIGUOUS, seed: int = 0
+    ) -> Inpainting:
         """Fill one scan.
 
         Args:
             image: T1 volume, X × Y × Z, as an array in LPS order with 1 mm voxels, or as a NIfTI image (or its path) in
                 any orientation; skull-stripped, background 0; what is inside the mask is ignored.
-            mask: likewise; more than 0.5 counts as mask.
+            mask: likewise; 0 and 1, or shares, of which more than 0.5 counts as mask.
+            brain: likewise; the brain mask of a scan that is a whole head.
+            reading: what the values of a mask with others mean.
             seed: 0 or more; results depend on it, and on nothing else that is random.
 
         Returns:
@@ -119,7 +124,14 @@ class Inpainter:
             CaseError: naming every reason why the scan cannot be processed.
         """
         started = time.perf_counter()
-        loaded = cases.examine("the scan", nifti.as_image(image), nifti.as_image(mask), names=("image", "mask"))
+        loaded = cases.examine(
+            "the scan",
+            nifti.as_image(image),
+            nifti.as_image(mask),
+            names=("image", "mask"),
+            brain=None if brain is None else nifti.as_image(brain),
+            reading=reading,
+        )
         scan = volume.prepare(loaded, dilate=self.dilate, resample=self.resample)
         prepared = time.perf_counter()
         (stack,) = self.fill([scan], seed=seed)

@@ -96,7 +96,8 @@ class Record:
             return set(existing)
         stored = _read(path)
         before = {"precision": "fp32"} | stored["settings"]  # older records have none
-        if differing := [name for name, value in self.settings.items() if before.get(name) != value]:
+        names = dict.fromkeys([*self.settings, *stored["settings"]])
+        if differing := [name for name in names if before.get(name) != self.settings.get(name)]:
             raise ConfigError(
                 f"{path}: the outputs there were made with another {' and '.join(differing)}\n"
                 "  Repeat those settings, or use --overwrite, or choose another output folder."

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from brats_inpainting.cli import reports
+from brats_inpainting.cli import masks, reports
 from brats_inpainting.cli.app import (
     NoImages,
     OutputPath,
@@ -23,11 +23,13 @@ from brats_inpainting.cli.app import (
     out,
     quiet,
 )
+from brats_inpainting.cli.masks import BrainMask, InvertMask, Labels, Threshold
 from brats_inpainting.config import BASELINES, DEFAULT_PRESET, NOISE_MODES, PRESETS, SAMPLERS, weights_path
 from brats_inpainting.container import offers
 from brats_inpainting.errors import CaseError, ConfigError
 
 if TYPE_CHECKING:
+    from brats_inpainting.data.lesion import MaskReading
     from brats_inpainting.fill import Existing, Options
     from brats_inpainting.inpainter import Inpainter
     from brats_inpainting.layouts import Layout
@@ -58,6 +60,10 @@ def infer(
     image: Image = None,
     mask: Mask = None,
     output: Annotated[Path | None, option("output", "Output file for --image and --mask.")] = None,
+    label: Labels = None,
+    threshold: Threshold = None,
+    invert_mask: InvertMask = False,
+    brain_mask: BrainMask = None,
     weights: WeightsFile = None,
     additional_files_path: Annotated[
         Path | None, folder("additional-files-path", "Folder with an optional weights file, as mounted by MedPerf.")
@@ -100,7 +106,9 @@ def infer(
         folders := os.environ.get("BRATS_INPAINTING_FOLDERS")
     ):
         data_path, output_path = map(Path, folders.split(":"))  # the container's /input and /output
-    layout, target = _parse_paths(data_path, output_path, image, mask, output, participants=participant_label or [])
+    reading = masks.reading(label, threshold, invert=invert_mask)
+    pair = {"image": image, "mask": mask, "brain": brain_mask}
+    layout, target = _parse_paths(data_path, output_path, pair, output, participant_label or [], reading=reading)
     jobs = layout.jobs(target)  # reports unusable paths before the network is loaded
     reports.keep_apart(report_path, output_path)
     from brats_inpainting import parameters
@@ -169,6 +177,9 @@ def baseline(
     data_path: Annotated[Path, folder("data-path", CASES)],
     output_path: OutputPath,
     participant_label: Participants = None,
+    label: Labels = None,
+    threshold: Threshold = None,
+    invert_mask: InvertMask = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     report_path: Annotated[Path | None, folder("report-path", "Folder for run.json.")] = None,
@@ -181,7 +192,7 @@ def baseline(
     reports.keep_apart(report_path, output_path)
     record = fill_folder(
         Baseline(METHODS[method]),
-        layouts.of_folder(data_path, participant_label or []),
+        layouts.of_folder(data_path, participant_label or [], masks.reading(label, threshold, invert=invert_mask)),
         output_path,
         options=Options(report_path=report_path),
         existing=_existing(resume=resume, overwrite=overwrite),
@@ -196,19 +207,19 @@ def check(
     participant_label: Participants = None,
     image: Image = None,
     mask: Mask = None,
+    label: Labels = None,
+    threshold: Threshold = None,
+    invert_mask: InvertMask = False,
+    brain_mask: BrainMask = None,
 ) -> None:
     """Report all problems of all cases, without loading the network."""
-    from brats_inpainting import layouts
     from brats_inpainting.data import cases
 
     others = {"--data-path": data_path, "--participant-label": participant_label}
     _require_together({"--image": image, "--mask": mask}, others)
-    layout: Layout
-    if image and mask:
-        layout = layouts.Pair(image, mask)
-    elif data_path:
-        layout = layouts.of_folder(data_path, participant_label or [])
-    else:
+    reading = masks.reading(label, threshold, invert=invert_mask)
+    pair = {"image": image, "mask": mask, "brain": brain_mask}
+    if not (layout := _layout(data_path, pair, participant_label or [], reading)):
         raise ConfigError("nothing to check\n  Give --data-path, or --image and --mask.")
     failed: dict[str, str] = {}
     found = layout.cases
@@ -259,24 +270,34 @@ def _existing(*, resume: bool, overwrite: bool) -> Existing:
 def _parse_paths(
     data_path: Path | None,
     output_path: Path | None,
-    image: Path | None,
-    mask: Path | None,
+    pair: dict[str, Path | None],
     output: Path | None,
-    *,
     participants: list[str],
+    *,
+    reading: MaskReading,
 ) -> tuple[Layout, Path]:
-    """Return the layout of the inputs and the output path."""
-    from brats_inpainting import layouts
-
-    single = {"--image": image, "--mask": mask, "--output": output}
+    """Return the layout of the inputs and the output path; ``pair`` has the keys image, mask and brain."""
+    single = {"--image": pair["image"], "--mask": pair["mask"], "--output": output}
     many = {"--data-path": data_path, "--output-path": output_path}
     _require_together(single, many | {"--participant-label": participants})
     _require_together(many, single)
-    if data_path and output_path:
-        return layouts.of_folder(data_path, participants), output_path
-    if not (image and mask and output):
+    layout, target = _layout(data_path, pair, participants, reading), output or output_path
+    if not (layout and target):
         raise ConfigError("nothing to fill\n  Give --data-path and --output-path, or --image, --mask and --output.")
-    return layouts.Pair(image, mask), output
+    return layout, target
+
+
+def _layout(
+    data_path: Path | None, pair: dict[str, Path | None], participants: list[str], reading: MaskReading
+) -> Layout | None:
+    """Return the layout of a folder or of a pair, or ``None`` if neither is given."""
+    from brats_inpainting import layouts
+
+    image, mask, brain = pair["image"], pair["mask"], pair["brain"]
+    if image and mask:
+        return layouts.Pair(image, mask, brain, reading)
+    masks.refuse_brain(brain)
+    return layouts.of_folder(data_path, participants, reading) if data_path else None
 
 
 def _require_together(ours: dict[str, Any], others: dict[str, Any]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -16,9 +16,9 @@ from nibabel.affines import voxel_sizes
 from nibabel.nifti1 import Nifti1Image
 from nibabel.processing import resample_from_to
 
-from brats_inpainting.data import nifti
+from brats_inpainting.data import lesion, listing, nifti
 from brats_inpainting.data.background import Background, faces
-from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading, lesion_of
+from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
 from brats_inpainting.data.transforms import bounding_box
 from brats_inpainting.errors import CaseError, ConfigError
 
@@ -31,7 +31,6 @@ BRIGHT = 0.05  # of the brightest tissue; darker voxels can be air
 MAX_ON_FACE = 0.05  # of a face; more tissue there means a cropped brain
 MAX_NAME = 255 - len("-sample-1")  # bytes, on all common file systems; names of samples are longest
 BIDS = "dataset_description.json"  # marks a BIDS dataset, raw or derivative
-FILE = re.compile(r"(?P<id>.+)[-_](?P<kind>t1n[-_]voided|mask)\.nii(\.gz)?", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,11 @@ def is_bids(folder: Path) -> bool:
 def find(folder: Path) -> list[Case]:
     """List the cases of a folder: one sub-folder each, ``{id}/{id}-t1n-voided.nii.gz`` and ``{id}-mask.nii.gz``.
 
-    ``_`` for ``-``, ``.nii`` for ``.nii.gz``, and files in the folder itself are accepted too. Other files in the
-    folder of a complete case are ignored.
+    ``_`` for ``-``, ``.nii`` and ``.mgz`` for ``.nii.gz``, and files in the folder itself are accepted too;
+    ``{id}-brain-mask.nii.gz`` is the brain mask. Other files in the folder of a complete case are ignored.
 
     Returns:
-        Cases sorted by id. An incomplete case has the expected name of the missing file, which ``load`` reports.
+        Cases sorted by id. ``load`` reports the missing files of incomplete cases, and two files of one kind.
 
     Raises:
         ConfigError: the folder does not exist, cannot be read, has no case, or has two of one id.
@@ -124,48 +123,30 @@ def find(folder: Path) -> list[Case]:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder\n  Give the folder that holds one sub-folder per case.")
         next(folder.iterdir(), None)  # raises where glob would find nothing
-        files = _files(folder)
+        files = listing.files(folder)
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})\n  Run chmod a+rX on it.") from error
     if not files:
         raise ConfigError(
             f"{folder}: no case found\n"
-            "  Looked for ID/ID-t1n-voided.nii.gz and ID/ID-mask.nii.gz (.nii, and _ for -, are accepted).\n"
+            "  Looked for ID/ID-t1n-voided.nii.gz and ID/ID-mask.nii.gz (.nii, .mgz, and _ for -, are accepted).\n"
             f"  Found: {nifti.listing(folder)}.\n"
             "  For a single pair of files use --image T1 --mask MASK --output FILE."
         )
-    complete = {parent for (parent, _), found in files.items() if len(found) == 2} - {folder}
-    files = {key: found for key, found in files.items() if len(found) == 2 or key[0] not in complete}
+    complete = {parent for (parent, _), found in files.items() if found.keys() >= listing.NEEDED} - {folder}
+    files = {key: found for key, found in files.items() if found.keys() >= listing.NEEDED or key[0] not in complete}
     counted = Counter(case_id for _, case_id in files)
     if twice := sorted(case_id for case_id, times in counted.items() if times > 1):
         raise ConfigError(f"{folder}: {twice[0]} exists twice, and both would be written to one file\n  Rename one.")
-    return [
-        Case(
-            case_id if case_id.isprintable() else ascii(case_id)[1:-1],
-            found.get("image") or found["mask"].with_name(f"{case_id}-t1n-voided.nii.gz"),
-            found.get("mask") or found["image"].with_name(f"{case_id}-mask.nii.gz"),
-        )
-        for (_, case_id), found in sorted(files.items(), key=lambda item: item[0][1])
-    ]
+    return [_case(*key, found) for key, found in sorted(files.items(), key=lambda item: item[0][1])]
 
 
-def _files(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
-    """Group the files of a folder and its sub-folders by folder and id."""
-    files: dict[tuple[Path, str], dict[str, Path]] = {}
-    for path in sorted(p for p in [*folder.glob("*"), *folder.glob("*/*")] if not p.name.startswith(".")):
-        if match := FILE.fullmatch(path.name):
-            kind = "mask" if match["kind"].lower() == "mask" else "image"
-            files.setdefault((path.parent, match["id"]), {}).setdefault(kind, path)
-        elif path.is_dir() and _has_misnamed_scans(path):
-            files[path, path.name] = {"image": path / f"{path.name}-t1n-voided.nii.gz"}
-    return files
-
-
-def _has_misnamed_scans(folder: Path) -> bool:
-    """Return whether a folder has only scans with other names, or cannot be read."""
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return folder.name != "lost+found"
-    return any(folder.glob("*.nii*")) and not any(FILE.fullmatch(path.name) for path in folder.iterdir())
+def _case(folder: Path, case_id: str, found: dict[str, list[Path]]) -> Case:
+    """Return a case of a folder; missing files have the expected names."""
+    image, mask = (found.get(kind, [folder / listing.expected(case_id, kind)])[0] for kind in ("image", "mask"))
+    brain = found["brain"][0] if "brain" in found else None
+    shown = case_id if case_id.isprintable() else ascii(case_id)[1:-1]
+    return Case(shown, image, mask, brain=brain, problem=listing.problem(folder, case_id, found))
 
 
 def load(case: Case) -> LoadedCase:
@@ -174,7 +155,7 @@ def load(case: Case) -> LoadedCase:
     Raises:
         CaseError: listing every problem.
     """
-    if problem := case.problem or _name_problem(case):
+    if problem := _name_problem(case) or case.problem:
         raise CaseError(f"{case.id}: {problem}")
     try:
         return _load(case)
@@ -191,12 +172,13 @@ def _load(case: Case) -> LoadedCase:
             problems.append(str(error))
     if problems:
         raise CaseError(f"{case.id}: cannot be read\n  " + "\n  ".join(problems))
+    brain = images.pop() if case.brain else None
     return examine(
         case.id,
-        images[0],
-        images[1],
-        names=(case.image.name, case.mask.name),
-        brain=images[-1] if case.brain else None,
+        *images[:2],
+        names=tuple(path.name for path in (case.image, case.mask, *case.more_masks)),
+        more_masks=images[2:],
+        brain=brain,
         reading=case.reading,
     )
 
@@ -214,7 +196,8 @@ def examine(
     image: Nifti1Image,
     mask: Nifti1Image,
     *,
-    names: tuple[str, str],
+    names: tuple[str, ...],
+    more_masks: Sequence[Nifti1Image] = (),
     brain: Nifti1Image | None = None,
     reading: MaskReading = UNAMBIGUOUS,
 ) -> LoadedCase:
@@ -224,38 +207,40 @@ def examine(
         case_id: name of the case in messages.
         image: the scan.
         mask: its lesion mask.
-        names: what messages call the two.
+        names: what messages call the image, the mask and each of ``more_masks``.
+        more_masks: further lesion masks; all are joined.
         brain: its brain mask, if it is a whole head.
-        reading: how the values of the mask are interpreted.
+        reading: how the values of the masks are interpreted.
 
     Raises:
         CaseError: listing every problem.
     """
-    for given, name in zip((image, mask), names, strict=True):
+    masks = dict(zip(names[1:], (mask, *more_masks), strict=True))
+    for name, given in {names[0]: image, **masks, **({"brain mask": brain} if brain else {})}.items():
         nifti.check(given, name)
-    image_XYZ, values_XYZ = nifti.values(image), nifti.values(mask)
-    problems = [*_grid_problems(names, image, mask), *_value_problems(names, image_XYZ, values_XYZ)]
+    image_XYZ = nifti.values(image)
+    problems = [line for name, each in masks.items() for line in _grid_problems((names[0], name), image, each)]
+    problems += _image_problems(names[0], image_XYZ)
+    brain_XYZ = None if brain is None else _brain(brain, image, problems)
+    mask_XYZ, warnings = _lesion(masks, reading, partial(_replaced, image_XYZ, brain_XYZ), image_XYZ, problems)
     if problems:
         raise CaseError(f"{case_id}: " + "\n  ".join(problems))
-    mask_XYZ = lesion_of(values_XYZ, reading)
-    brain_XYZ = None if brain is None else _brain(case_id, brain, image)
-    warnings = [*_mask_warnings(mask_XYZ, values_XYZ), *_image_warnings(image, image_XYZ, mask_XYZ, brain_XYZ)]
+    warnings += _image_warnings(image, image_XYZ, mask_XYZ, brain_XYZ)
     for warning in warnings:
         log.warning("%s: %s", case_id, warning)
     return LoadedCase(case_id, image, image_XYZ, mask_XYZ, warnings, brain_XYZ)
 
 
-def _brain(case_id: str, brain: Nifti1Image, image: Nifti1Image) -> np.ndarray:
-    """Return a brain mask on the grid of the scan, bool; on another grid the nearest voxels are taken.
+def _brain(brain: Nifti1Image, image: Nifti1Image, problems: list[str]) -> np.ndarray:
+    """Return a brain mask on the grid of the scan, bool, and append to the problems.
 
-    Raises:
-        CaseError: it is empty, or damaged.
+    On another grid, such as fMRIPrep's, the nearest voxels are taken.
     """
     if brain.shape[:3] != image.shape[:3] or not np.allclose(brain.affine, image.affine, atol=AFFINE_TOLERANCE):
         brain = resample_from_to(brain, (image.shape[:3], image.affine), order=0)
     brain_XYZ = nifti.values(brain) > 0.5
     if not brain_XYZ.any():
-        raise CaseError(f"{case_id}: the brain mask is empty, or elsewhere than the scan\n  Give a mask of this scan.")
+        problems.append("the brain mask is empty, or elsewhere than the scan\n  Give a mask of this scan.")
     return brain_XYZ
 
 
@@ -270,25 +255,71 @@ def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image
     yield "\n  ".join(["mask and image lie on different grids", *lines, advice])
 
 
-def _value_problems(names: tuple[str, str], image_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
+def _image_problems(name: str, image_XYZ: np.ndarray) -> Iterator[str]:
     bad = np.count_nonzero(~np.isfinite(image_XYZ))
     if bad:
-        yield f"{bad:,} NaN or infinite voxels in {names[0]}\n  Repair the scan (0 is background)."
+        yield f"{bad:,} NaN or infinite voxels in {name}\n  Repair the scan (0 is background)."
     elif image_XYZ.min() == image_XYZ.max():
-        yield f"{names[0]} is {image_XYZ.flat[0]:g} everywhere\n  Export the scan again: it is empty."
-    if np.isnan(mask_XYZ).any() or mask_XYZ.min() < 0:
-        yield f"{names[1]} has negative or NaN values\n  A mask is 1 where tissue is to be filled, 0 elsewhere."
-    elif not bad and image_XYZ.shape == mask_XYZ.shape and (mask_XYZ > 0.5).any():
-        left = image_XYZ[mask_XYZ <= 0.5]
-        if left.size == 0 or left.min() == left.max():
-            yield f"{names[1]} covers the whole brain\n  No tissue is left: give a smaller mask, or invert it."
+        yield f"{name} is {image_XYZ.flat[0]:g} everywhere\n  Export the scan again: it is empty."
 
 
-def _mask_warnings(mask_XYZ: np.ndarray, values_XYZ: np.ndarray) -> Iterator[str]:
-    if not np.isin(values_XYZ, (0, 1)).all():
-        yield "the mask contains values other than 0 and 1; voxels above 0.5 are filled"
+def _lesion(
+    masks: dict[str, Nifti1Image],
+    reading: MaskReading,
+    replaced: lesion.Share,
+    image_XYZ: np.ndarray,
+    problems: list[str],
+) -> tuple[np.ndarray, list[str]]:
+    """Join the lesions of all masks; return them and warnings, and append to the problems.
+
+    Masks are compared with the image only if it has no problems so far.
+    """
+    share = None if problems else replaced
+    lesions, warnings = [], []
+    for name, mask in masks.items():
+        try:
+            lesion_XYZ, warning = lesion.lesion_of(nifti.values(mask), reading, name=name, share=share)
+        except CaseError as error:
+            problems.append(str(error))
+        else:
+            lesions.append(lesion_XYZ)
+            warnings.append(warning)
+    if problems or not share:
+        return np.zeros(0, bool), []
+    mask_XYZ = np.logical_or.reduce(lesions)
+    try:
+        warnings.append(_extent(mask_XYZ, image_XYZ, replaced, reading, " and ".join(masks)))
+    except CaseError as error:
+        problems.append(str(error))
+    return mask_XYZ, [warning for warning in warnings if warning]
+
+
+def _extent(
+    mask_XYZ: np.ndarray,
+    image_XYZ: np.ndarray,
+    replaced: lesion.Share,
+    reading: MaskReading,
+    name: str,
+) -> str:
+    """Return a warning if the mask is empty or large.
+
+    Raises:
+        CaseError: it is too large.
+    """
     if not mask_XYZ.any():
-        yield "the mask is empty: the output is the input"
+        return "the mask is empty: the output is the input"
+    left = image_XYZ[~mask_XYZ]
+    if left.size == 0 or left.min() == left.max():
+        raise CaseError(
+            f"{name} covers the whole brain\n  No tissue is left: give a smaller mask, or invert it with --invert-mask."
+        )
+    return lesion.extent(replaced(mask_XYZ), reading, name)
+
+
+def _replaced(image_XYZ: np.ndarray, brain_XYZ: np.ndarray | None, mask_XYZ: np.ndarray) -> float:
+    """Return the share of the brain that a mask replaces; voxels of the mask count as brain."""
+    tissue_XYZ = Background.of(image_XYZ, mask_XYZ).foreground(image_XYZ) if brain_XYZ is None else brain_XYZ
+    return float(mask_XYZ.sum() / max(1, (mask_XYZ | tissue_XYZ).sum()))
 
 
 def _image_warnings(

@@ -1,10 +1,22 @@
-"""Lesion masks: which voxels of a mask file are to be filled."""
+"""Lesion masks: which voxels of a mask file are to be filled. Ambiguous masks are rejected."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from brats_inpainting.errors import CaseError
+
+WHOLE = 1e-3  # values this close to an integer count as that integer: slopes of headers are float32
+LOWEST, HIGHEST = -0.5, 1.5  # range of binary masks and shares, with the overshoot of resampling by splines
+LISTED = 6  # labels that a message lists
+PERCENT = (50, 130)  # range of the largest value of a probability in percent
+TOO_MUCH = 0.6  # share of the brain; a larger mask probably marks healthy tissue
+
+Share = Callable[[np.ndarray], float]  # share of the brain that a mask replaces
 
 
 @dataclass(frozen=True)
@@ -21,14 +33,126 @@ class MaskReading:
     threshold: float | None = None
     invert: bool = False
 
+    def settings(self) -> dict[str, Any]:
+        """Return the fields that are not the default, as JSON."""
+        fields = {"labels": list(self.labels) or None, "threshold": self.threshold, "invert": self.invert or None}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def __str__(self) -> str:
+        """Return the options of the command line."""
+        words = [f"--label {','.join(map(str, self.labels))}"] if self.labels else []
+        words += [] if self.threshold is None else [f"--threshold {self.threshold:g}"]
+        return " ".join([*words, *(["--invert-mask"] if self.invert else [])])
+
 
 UNAMBIGUOUS = MaskReading()
 
 
-def lesion_of(values_XYZ: np.ndarray, reading: MaskReading) -> np.ndarray:
-    """Return which voxels are to be filled, bool."""
+def lesion_of(
+    values_XYZ: np.ndarray, reading: MaskReading, *, name: str, share: Share | None = None
+) -> tuple[np.ndarray, str]:
+    """Interpret the values of a mask.
+
+    Args:
+        values_XYZ: the scaled values.
+        reading: how they are interpreted.
+        name: what messages call the mask.
+        share: returns the share of the brain that a mask replaces, for messages.
+
+    Returns:
+        Which voxels are to be filled, bool, and a warning, empty if there is none.
+
+    Raises:
+        CaseError: the values have more than one meaning, or none.
+    """
+    _check_range(values_XYZ, reading, name)
+    warning = ""
     if reading.labels:
         mask_XYZ = np.isin(np.rint(values_XYZ), reading.labels)
+    elif reading.threshold is not None:
+        mask_XYZ = values_XYZ > reading.threshold
     else:
-        mask_XYZ = values_XYZ > (0.5 if reading.threshold is None else reading.threshold)
-    return ~mask_XYZ if reading.invert else mask_XYZ
+        mask_XYZ, warning = _unambiguous(values_XYZ, name, share)
+    if reading.invert:
+        mask_XYZ = ~mask_XYZ
+    if reading != UNAMBIGUOUS and not mask_XYZ.any() and values_XYZ.any():
+        raise CaseError(f"{name}: no voxel is left to fill with {reading}\n  Its values: {_values(values_XYZ)}.")
+    return mask_XYZ, warning
+
+
+def extent(share: float, reading: MaskReading, name: str) -> str:
+    """Return a warning if a mask that was chosen by options replaces most of the brain, else nothing.
+
+    Args:
+        share: of the brain that the mask replaces.
+        reading: how its values were interpreted.
+        name: what messages call the mask.
+
+    Raises:
+        CaseError: it replaces most of the brain, and no option was given.
+    """
+    if share <= TOO_MUCH:
+        return ""
+    if reading == UNAMBIGUOUS:
+        raise CaseError(
+            f"{name} would replace {_percent(share)} of the brain\n"
+            "  If it marks healthy tissue, use --invert-mask; if it is right, --threshold 0.5."
+        )
+    return f"the mask replaces {_percent(share)} of the brain"
+
+
+def _check_range(values_XYZ: np.ndarray, reading: MaskReading, name: str) -> None:
+    """Reject NaN and infinity, and negative values unless options say what they mean."""
+    chosen = bool(reading.labels) or reading.threshold is not None
+    if np.isinf(values_XYZ).any():
+        what = "infinite"
+    elif np.isnan(values_XYZ).any() or (values_XYZ.min() < LOWEST and not chosen):
+        what = "negative or NaN"
+    else:
+        return
+    raise CaseError(f"{name} has {what} values\n  A mask is 1 where tissue is to be filled, 0 elsewhere.")
+
+
+def _unambiguous(values_XYZ: np.ndarray, name: str, share: Share | None) -> tuple[np.ndarray, str]:
+    """Return the lesion of a binary mask or of shares of 1, and a warning; reject anything else."""
+    if values_XYZ.max() <= HIGHEST:
+        binary = (abs(values_XYZ - np.rint(values_XYZ)) <= WHOLE).all()
+        warning = "" if binary else "the mask contains values other than 0 and 1; voxels above 0.5 are filled"
+        return values_XYZ > 0.5, warning
+    found, _ = _count(values_XYZ)
+    top = float(found[-1])
+    if found.size == 1:
+        return values_XYZ > top / 2, f"the mask marks the lesion with {top:g} instead of 1"
+    half = 50 if PERCENT[0] < top <= PERCENT[1] else top / 2
+    if (found == np.rint(found)).all():
+        much = f", together {_percent(share(values_XYZ > 0.5))} of the brain" if share else ""
+        raise CaseError(
+            f"{name} has labels {_values(values_XYZ)}{much}\n"
+            f"  Choose the lesion's with --label {top:g} (repeat, or use commas); "
+            f"for a probability in percent use --threshold {half:g}."
+        )
+    much = f", {_percent(share(values_XYZ > top / 2))} of the brain above half of that" if share else ""
+    raise CaseError(
+        f"{name} has values from {values_XYZ.min():.3g} to {top:.4g}{much}\n"
+        f"  A probability in percent? Use --threshold {half:g}: larger values are filled."
+    )
+
+
+def _count(values_XYZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct values other than 0, sorted, and how many voxels have each."""
+    marked = values_XYZ[abs(values_XYZ) > WHOLE]
+    whole = np.rint(marked)
+    return np.unique(np.where(abs(marked - whole) <= WHOLE, whole, marked), return_counts=True)
+
+
+def _values(values_XYZ: np.ndarray) -> str:
+    """List the integers other than 0 with their voxels, or return the range."""
+    found, counts = _count(values_XYZ)
+    if (found != np.rint(found)).any():
+        return f"{values_XYZ.min():.3g} to {values_XYZ.max():.4g}"
+    listed = [f"{value:g} ({count:,} voxels)" for value, count in zip(found[:LISTED], counts, strict=False)]
+    return ", ".join([*listed, *(["…"] if found.size > LISTED else [])])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
