@@ -261,6 +261,88 @@ def test_check_takes_a_single_pair_too(data, capfd):
     assert run("check", "--image", image, "--mask", mask) == 3
 
 
+def masked(data, values):
+    """Replace the mask of the first case, and return its scan and mask."""
+    image, mask = (data / IDS[0] / f"{IDS[0]}-{kind}.nii.gz" for kind in ("t1n-voided", "mask"))
+    nib.save(nib.Nifti1Image(np.asarray(values, np.float32), LPS), mask)
+    return image, mask
+
+
+SEGMENTED = 2.0 * lesion((64, 64, 12), radius=0.3) + 97 * lesion((64, 64, 12))
+
+
+@pytest.mark.parametrize("command", ["infer", "check", "baseline"])
+def test_a_segmentation_needs_a_label_in_every_command(command, infer, data, tmp_path, capfd):
+    def call(*args):
+        if command == "infer":
+            return infer("--overwrite", *args)
+        out = () if command == "check" else ("--method", "mean", "--output-path", tmp_path / "out", "--overwrite")
+        return run(command, "--data-path", data, *out, *args)
+
+    masked(data, SEGMENTED)
+    assert call() == 3
+    assert "Choose the lesion's with --label 99" in capfd.readouterr().err
+    assert call("--label", "99,1") == 0
+    assert call("--label", 1, "--label", 5) == 3  # the first has neither
+    assert "Its values: 2 (" in capfd.readouterr().err
+
+
+def test_a_label_fills_what_a_binary_mask_of_it_fills(infer, data, tmp_path):
+    (data / IDS[1]).rename(tmp_path / "away")
+    filled = []
+    for values, options in (
+        (lesion((64, 64, 12)), ()),
+        (SEGMENTED, ("--label", 99)),
+        (SEGMENTED, ("--threshold", 50)),
+        (~lesion((64, 64, 12)), ("--invert-mask",)),
+        (255 * lesion((64, 64, 12)), ()),
+    ):
+        masked(data, values)
+        assert infer(*options, "--overwrite") == 0
+        filled.append((tmp_path / "out" / NAMES[0]).read_bytes())
+    assert set(filled) == {filled[0]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--label", "1", "--threshold", "50"), "--label and --threshold are mutually exclusive"),
+        (("--label", "1,lesion"), "--label 1,lesion: not whole numbers"),
+        (("--threshold", "nan"), "--threshold nan: not a finite number"),
+        (("--brain-mask", "brain.nii.gz"), "ID/ID-brain-mask.nii.gz, in BIDS …_desc-brain_mask.nii.gz"),
+    ],
+)
+def test_options_of_masks_that_make_no_sense_exit_with_2(infer, data, capfd, options, message):
+    assert infer(*options) == 2
+    assert message in capfd.readouterr().err
+    assert run("check", "--data-path", data, *options) == 2
+
+
+def test_a_run_is_resumed_with_the_same_reading_of_masks_only(infer, data, tmp_path, capfd):
+    (data / IDS[1]).rename(tmp_path / "away")
+    report = ("--report-path", tmp_path / "report", "--no-images")
+    assert infer(*report) == 0
+    assert "mask_reading" not in json.loads((tmp_path / "report" / "run.json").read_text())["settings"]
+    assert infer(*report, "--resume", "--label", 1) == 2
+    assert "made with another mask_reading" in capfd.readouterr().err
+    assert infer(*report, "--overwrite", "--label", 1) == 0
+    assert json.loads((tmp_path / "report" / "run.json").read_text())["settings"]["mask_reading"] == [{"labels": [1]}]
+    assert infer(*report, "--resume", "--label", 1) == 0
+    assert infer(*report, "--resume") == 2
+    assert "made with another mask_reading" in capfd.readouterr().err
+
+
+def test_a_single_scan_takes_a_brain_mask_on_its_grid(data, capfd, tmp_path):
+    image, mask = masked(data, lesion((64, 64, 12)))
+    for name, shape in (("brain", (64, 64, 12)), ("other", (64, 64, 11))):
+        nib.save(nib.Nifti1Image(np.uint8(brain(shape) > 0), LPS), tmp_path / f"{name}.nii.gz")
+    pair = ("check", "--image", image, "--mask", mask, "--brain-mask")
+    assert run(*pair, tmp_path / "brain.nii.gz") == 0
+    assert run(*pair, tmp_path / "other.nii.gz") == 3
+    assert "brain mask   64×64×11" in capfd.readouterr().err
+    assert run(*pair, tmp_path / "absent.nii.gz") == 2
+
+
 def test_a_baseline_resumes_and_reads_datasets(data, tmp_path, capfd):
     words = ("baseline", "--method", "mean", "--data-path", data, "--output-path", tmp_path / "out")
     assert run(*words, "--report-path", tmp_path / "report") == 0
@@ -373,7 +455,7 @@ def test_info_and_help_do_not_import_torch():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_keeps_what_is_finished(data, tmp_path, tiny_weights, number, code):
     path = data / IDS[1] / f"{IDS[1]}-mask.nii.gz"
-    nib.save(nib.Nifti1Image(lesion((64, 64, 12), radius=0.35).astype(np.uint8), LPS), path)  # the longer of the two
+    nib.save(nib.Nifti1Image(lesion((64, 64, 12), radius=0.32).astype(np.uint8), LPS), path)  # the longer of the two
     args = ["infer", "--data-path", data, "--output-path", tmp_path / "out", "--weights", tiny_weights]
     settings = ["--sampler", "ddim", "--steps", "300", "--device", "cpu", "--batch-size", "1"]
     command = [sys.executable, "-m", "brats_inpainting", *map(str, args), *settings]

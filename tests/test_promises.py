@@ -104,6 +104,22 @@ REFUSED = {
         mask(brain(SHAPE) > 0),
         [MASK, "covers the whole brain", "give a smaller mask, or invert it"],
     ),
+    "inverted-mask": (
+        both(brain(SHAPE), ~lesion(SHAPE)),
+        [MASK, "would replace 9", "of the brain", "If it marks healthy tissue, use --invert-mask"],
+    ),
+    "labels": (
+        mask(2 * lesion(SHAPE, radius=0.3) + 97 * lesion(SHAPE)),
+        [MASK, "has labels 2 (", "99 (", "% of the brain", "Choose the lesion's with --label 99"],
+    ),
+    "percent": (
+        mask(60.5 * lesion(SHAPE, radius=0.3) + 38 * lesion(SHAPE)),
+        [MASK, "values from 0 to 98.5", "% of the brain above half", "Use --threshold 50"],
+    ),
+    "two-masks": (
+        lambda f: (f / f"{f.name}_mask.nii").touch(),
+        [MASK, "{id}_mask.nii", "more than one mask", "Keep one of them"],
+    ),
     "constant": (image(np.full(SHAPE, 7, np.float32)), [IMAGE, "is 7 everywhere", "Export the scan again"]),
     "all-zero": (image(np.zeros(SHAPE, np.float32)), [IMAGE, "is 0 everywhere", "Export the scan again"]),
 }
@@ -111,6 +127,7 @@ REFUSED = {
 # row → (what is done to a sound case, the warning; none where nothing need be said)
 FILLED = {
     "probabilities": (mask(0.8 * lesion(SHAPE) + 0.3 * lesion(SHAPE, radius=0.3)), "voxels above 0.5 are filled"),
+    "mask-of-255": (mask(255 * lesion(SHAPE)), "the mask marks the lesion with 255 instead of 1"),
     "empty-mask": (mask(np.zeros(SHAPE)), "the mask is empty: the output is the input"),
     "mask-over-a-slice": (mask((brain(SHAPE) > 0) & SLAB), "the mask leaves no brain in 1 of its slices"),
     "head": (both(500.0 * ball(SHAPE, (0.5, 0.5, 0.5), 0.49), lesion(SHAPE), np.diag([10, 10, 10, 1])), "skull"),

@@ -1,6 +1,7 @@
 """Bad input gets a clear error that names the file and what to do, and everything at once."""
 
 import gzip
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from brats_inpainting.data import cases, volume
 from brats_inpainting.data.cases import Case
+from brats_inpainting.data.lesion import MaskReading
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.errors import CaseError, ConfigError
 
@@ -33,6 +35,7 @@ def write(path, array, affine=LPS):
         ("x/x_t1n_voided.nii.gz", "x/x_mask.nii.gz"),
         ("x/x-t1n-voided.nii", "x/x-mask.nii.gz"),
         ("x-t1n-voided.nii.gz", "x-mask.nii.gz"),
+        ("x/x-t1n-voided.mgz", "x/x_mask.mgz"),
     ],
 )
 def test_every_way_to_name_the_files_is_understood(tmp_path, image, mask):
@@ -240,3 +243,103 @@ def test_other_files_beside_a_complete_case_are_ignored(tmp_path):
 def test_a_trailing_axis_is_mentioned(case):
     write(case.image, brain(SHAPE)[..., None])
     assert any("trailing axis" in warning for warning in cases.load(case).warnings)
+
+
+@pytest.mark.parametrize("name", ["a-brain-mask.nii.gz", "a_brain_mask.nii", "a-brain-mask.mgz"])
+def test_a_brain_mask_belongs_to_its_case_and_makes_none(tmp_path, name):
+    folder = write_case(tmp_path, "a")
+    (folder / name).touch()
+    write_case(tmp_path, "b")
+    (tmp_path / "b" / "c-brain-mask.nii.gz").touch()
+    assert [(case.id, case.brain) for case in cases.find(tmp_path)] == [("a", folder / name), ("b", None)]
+
+
+def test_an_id_may_end_in_brain(tmp_path):
+    folder = write_case(tmp_path, "a-brain")
+    assert cases.find(tmp_path) == [
+        Case("a-brain", folder / "a-brain-t1n-voided.nii.gz", folder / "a-brain-mask.nii.gz")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "kind"),
+    [
+        ("a-mask.nii", "mask"),
+        ("a_mask.nii.gz", "mask"),
+        ("a-t1n_voided.nii", "scan"),
+        ("a_brain-mask.nii", "brain mask"),
+    ],
+)
+def test_two_files_of_one_kind_fail_their_case_only(tmp_path, second, kind):
+    folder = write_case(tmp_path, "a")
+    write_case(tmp_path, "b")
+    for name in ("a-brain-mask.nii.gz", second):
+        (folder / name).touch()
+    first, other = cases.find(tmp_path)
+    with pytest.raises(CaseError, match=f"more than one {kind}. Keep one of them") as error:
+        cases.load(first)
+    assert second in str(error.value)
+    assert f"a-{ {'scan': 't1n-voided'}.get(kind, kind.replace(' ', '-')) }.nii.gz" in str(error.value)
+    assert cases.load(other).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("there", "advice"),
+    [
+        (["x-t1n.nii.gz", "x-t2w.nii.gz", "x-mask.nii.gz"], "Found x-t1n.nii.gz: rename or copy it to x-t1n-voided"),
+        (["x-t1n-voided.nii.gz", "x-seg.nii.gz"], "copy it to x-mask.nii.gz, and choose its labels with --label"),
+        (["x-t1n-voided.nii.gz", "x-mask-healthy.nii.gz"], "Found x-mask-healthy.nii.gz: rename or copy it to x-mask"),
+        (
+            ["T1.nii.gz", "lesion.nii.gz"],
+            "Found T1.nii.gz, lesion.nii.gz: rename or copy to x-t1n-voided.nii.gz and x-mask.nii.gz, or use --image",
+        ),
+    ],
+)
+def test_the_error_of_a_missing_file_suggests_the_renaming(tmp_path, there, advice):
+    (tmp_path / "x").mkdir()
+    for name in there:
+        (tmp_path / "x" / name).touch()
+    with pytest.raises(CaseError, match="no such file") as error:
+        cases.load(cases.find(tmp_path)[0])
+    assert advice in str(error.value)
+    assert len(str(error.value).splitlines()) <= 4
+
+
+def test_an_inverted_mask_is_refused_with_the_option_that_inverts_it(case):
+    write(case.image, brain(SHAPE))  # not voided, so that the mask leaves tissue
+    write(case.mask, (~lesion(SHAPE)).astype(np.uint8))
+    with pytest.raises(
+        CaseError, match=r"would replace 9\d.* % of the brain\n  .*use --invert-mask; .*--threshold 0.5"
+    ):
+        cases.load(case)
+    assert (cases.load(replace(case, reading=MaskReading(invert=True))).mask_XYZ == lesion(SHAPE)).all()
+    large = cases.load(replace(case, reading=MaskReading(threshold=0.5)))
+    assert any("the mask replaces 9" in warning for warning in large.warnings)
+
+
+def test_half_of_a_brain_may_be_masked(case):
+    half = (brain(SHAPE) > 0) & (np.arange(64) < 32)[:, None, None]
+    for image in (brain(SHAPE), np.where(half, 0, brain(SHAPE))):
+        write(case.image, image)
+        write(case.mask, half.astype(np.uint8))
+        assert not any("replaces" in warning for warning in cases.load(case).warnings)
+
+
+def test_an_ambiguous_mask_says_how_much_of_the_brain_it_would_replace(case):
+    both = lesion(SHAPE) | lesion(SHAPE, (0.4, 0.6, 0.5), 0.2)
+    share = both.sum() / ((brain(SHAPE) > 0) | both).sum()
+    write(case.mask, (2 * both + 97 * lesion(SHAPE)).astype(np.int16))
+    with pytest.raises(CaseError, match=rf"2 \(.* voxels\), 99 \(.*\), together {int(100 * share)}"):
+        cases.load(case)
+
+
+def test_all_masks_of_a_scan_are_checked_and_joined(case, tmp_path):
+    other = lesion(SHAPE, (0.4, 0.6, 0.5), 0.1)
+    more = tmp_path / "more.nii.gz"
+    write(more, 255 * other.astype(np.uint8))
+    loaded = cases.load(replace(case, more_masks=(more,)))
+    assert (loaded.mask_XYZ == (lesion(SHAPE) | other)).all()
+    assert loaded.warnings == ["the mask marks the lesion with 255 instead of 1"]
+    write(more, np.zeros((64, 64, 11), np.uint8))
+    with pytest.raises(CaseError, match=r"different grids(.|\n)*more.nii.gz   64×64×11"):
+        cases.load(replace(case, more_masks=(more,)))

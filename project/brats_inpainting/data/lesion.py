@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -155,4 +156,4 @@ def _values(values_XYZ: np.ndarray) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{math.floor(1000 * share) / 10:g} %"  # 99.97 % is not all of it
