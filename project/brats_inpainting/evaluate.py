@@ -243,8 +243,7 @@ def recorded_facts(case_id: str, fills: Mapping[str, Path], report_path: Path | 
 def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
     """Read a volume that must be on the grid of the voided scan."""
     image = nifti.read(path)
-    same = np.allclose(image.affine, grid.affine, atol=cases.AFFINE_TOLERANCE)
-    if not same or image.shape[:3] != grid.shape[:3]:
+    if not cases.same_affine(image, grid) or image.shape[:3] != grid.shape[:3]:
         raise CaseError(
             f"{path.name}: {image.shape} voxels on another grid than the scan's {grid.shape}\n"
             "  Give it the scan's shape and affine."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -106,4 +107,4 @@ def sha256(path: Path) -> str:
 
 def sidecar_name(filled: Path, kind: str) -> str:
     """Return the file name of an auxiliary volume of a filled scan: ``std``, ``sample-1``."""
-    return filled.name.replace(".nii", f"-{kind}.nii")
+    return re.sub(r"(\.nii(\.gz)?|\.mg[zh])$", rf"-{kind}\1", filled.name)

@@ -13,6 +13,8 @@ from brats_inpainting.data.cases import Case
 from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
 from brats_inpainting.errors import ConfigError
 
+SUFFIXES = (".nii", ".nii.gz", ".mgz")  # of the file that a pair is filled into
+
 
 class Layout(Protocol):
     """Cases on disk, and the names of their results."""
@@ -96,8 +98,8 @@ class Pair:
 
     def jobs(self, output_path: Path) -> dict[Path, Case]:
         """Return the output file and the pair."""
-        if not output_path.name.endswith((".nii", ".nii.gz")):
-            raise ConfigError(f"{output_path}: not a NIfTI name\n  Let it end in .nii.gz or .nii.")
+        if not output_path.name.endswith(SUFFIXES):
+            raise ConfigError(f"{output_path}: not a NIfTI name\n  Let it end in .nii.gz, .nii or .mgz.")
         for given in self._inputs:
             if output_path.exists() and given.exists() and output_path.samefile(given):
                 raise ConfigError(f"{output_path}: is an input too\n  Give another name for the result.")
@@ -109,9 +111,9 @@ class Pair:
 
     def _case(self, named: Path) -> Case:
         for given in self._inputs:
-            if not given.is_file():
+            if not given.is_file() and not given.is_symlink():  # reading describes a broken link
                 raise ConfigError(f"{given}: no such file")
-        case_id = named.name.removesuffix(".gz").removesuffix(".nii")
+        case_id = named.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mgz")
         return Case(case_id, self.image, self.mask, brain=self.brain, reading=self.reading)
 
     @property

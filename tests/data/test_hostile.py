@@ -144,11 +144,14 @@ HOSTILE = {
     "byte-swapped": (swapped, None),
     "nifti-2": (second_version, None),
     "cifti": (cifti, None),  # read as the plain NIfTI-2 that it is; its XML is never looked at
-    "pair-in-disguise": (pair_in_disguise, "not a NIfTI file (.nii or .nii.gz), or damaged"),
+    "pair-in-disguise": (
+        pair_in_disguise,
+        "the header of a .hdr/.img pair. Convert the pair with fslchfiletype NIFTI_GZ",
+    ),
     "analyze-in-disguise": (analyze_in_disguise, "not a NIfTI file (.nii or .nii.gz), or damaged"),
     "pipe": (pipe, "a folder, a pipe or a device, not a file"),
     "folder-named-like-a-file": (folder_named_like_a_file, "a folder, a pipe or a device, not a file"),
-    "symlink-loop": (loop, "no such file"),
+    "symlink-loop": (loop, "a link to symlink-loop-mask.nii.gz, which does not exist"),
     "name-with\nnewline": (lambda _: None, "characters that cannot be printed"),
     "name-with-\x1b[2Jescape": (lambda _: None, "characters that cannot be printed"),
     "name-\udcff-not-unicode": (lambda _: None, "characters that cannot be printed"),

@@ -141,7 +141,7 @@ class Nifti:
         filled_XYZ = scan.inside(volume.smooth(scan.image_SHW, 1.0))
         for keep_dtype in (False, True):
             output.save(output.image_like(loaded, filled_XYZ, keep_dtype=keep_dtype), self.folder / "y.nii.gz")
-            assert nib.load(self.folder / "y.nii.gz").shape == image.shape
+            assert nifti.read(self.folder / "y.nii.gz").shape == image.shape
 
 
 class Yaml:

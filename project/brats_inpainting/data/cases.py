@@ -16,7 +16,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.nifti1 import Nifti1Image
 from nibabel.processing import resample_from_to
 
-from brats_inpainting.data import lesion, listing, nifti
+from brats_inpainting.data import lesion, listing, nifti, source
 from brats_inpainting.data.background import Background, faces
 from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
 from brats_inpainting.data.transforms import bounding_box
@@ -89,7 +89,7 @@ class LoadedCase:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in millimetres."""
-        x, y, z = voxel_sizes(self.template.affine)
+        x, y, z = voxel_sizes(nifti.affine_mm(self.template))
         return float(x), float(y), float(z)
 
 
@@ -130,7 +130,7 @@ def find(folder: Path) -> list[Case]:
         raise ConfigError(
             f"{folder}: no case found\n"
             "  Looked for ID/ID-t1n-voided.nii.gz and ID/ID-mask.nii.gz (.nii, .mgz, and _ for -, are accepted).\n"
-            f"  Found: {nifti.listing(folder)}.\n"
+            f"  Found: {source.listing(folder)}.\n"
             "  For a single pair of files use --image T1 --mask MASK --output FILE."
         )
     complete = {parent for (parent, _), found in files.items() if found.keys() >= listing.NEEDED} - {folder}
@@ -236,7 +236,7 @@ def _brain(brain: Nifti1Image, image: Nifti1Image, problems: list[str]) -> np.nd
 
     On another grid, such as fMRIPrep's, the nearest voxels are taken.
     """
-    if brain.shape[:3] != image.shape[:3] or not np.allclose(brain.affine, image.affine, atol=AFFINE_TOLERANCE):
+    if brain.shape[:3] != image.shape[:3] or not same_affine(brain, image):
         brain = resample_from_to(brain, (image.shape[:3], image.affine), order=0)
     brain_XYZ = nifti.values(brain) > 0.5
     if not brain_XYZ.any():
@@ -245,14 +245,20 @@ def _brain(brain: Nifti1Image, image: Nifti1Image, problems: list[str]) -> np.nd
 
 
 def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image) -> Iterator[str]:
-    if image.shape[:3] == mask.shape[:3] and np.allclose(image.affine, mask.affine, rtol=0, atol=AFFINE_TOLERANCE):
+    if image.shape[:3] == mask.shape[:3] and same_affine(image, mask):
         return
     lines = [
         f"{name}   {nifti.format_shape(i.shape)}, origin {_numbers(a[:3, 3])}, axes {_numbers(a[:3, :3].ravel())}"
-        for name, i, a in zip(names, (image, mask), (image.affine, mask.affine), strict=True)
+        for name, i, a in zip(names, (image, mask), map(nifti.affine_mm, (image, mask)), strict=True)
     ]
     advice = "Shapes must be equal, and affines within 0.001. Resample the mask onto the image (nearest neighbour)."
     yield "\n  ".join(["mask and image lie on different grids", *lines, advice])
+
+
+def same_affine(one: Nifti1Image, other: Nifti1Image) -> bool:
+    """Return whether two affines are equal, or their entries in millimetres differ by at most AFFINE_TOLERANCE."""
+    first, second = nifti.affine_mm(one), nifti.affine_mm(other)
+    return np.array_equal(one.affine, other.affine) or np.allclose(first, second, rtol=0, atol=AFFINE_TOLERANCE)
 
 
 def _image_problems(name: str, image_XYZ: np.ndarray) -> Iterator[str]:
@@ -363,7 +369,7 @@ def _brightness(image_XYZ: np.ndarray, background: Background) -> float:
 
 
 def _millilitres(where_XYZ: np.ndarray, image: Nifti1Image) -> float:
-    return float(np.count_nonzero(where_XYZ) * voxel_sizes(image.affine).prod() / 1000)
+    return float(np.count_nonzero(where_XYZ) * voxel_sizes(nifti.affine_mm(image)).prod() / 1000)
 
 
 def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:

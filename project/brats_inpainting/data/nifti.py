@@ -3,49 +3,90 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable
-from io import BufferedReader
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from nibabel.arrayproxy import is_proxy
+from nibabel.arrayproxy import ArrayProxy, is_proxy
 from nibabel.filebasedimages import ImageFileError
-from nibabel.nifti1 import Nifti1Image
-from nibabel.nifti2 import Nifti2Image
+from nibabel.fileholders import FileHolder
+from nibabel.freesurfer.mghformat import MGHHeader
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.openers import Opener
 from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from nibabel.wrapstruct import WrapStructError
 
+from brats_inpainting.data import freesurfer
+from brats_inpainting.data.source import Source, describe
 from brats_inpainting.errors import CaseError
 from brats_inpainting.host import muted
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine of a bare array: BraTS order, 1 mm
 MAX_VOXELS = 512**3
 MAX_OFFSET = 2**26  # bytes before the voxels (64 MB): larger header extensions are rejected
-MAX_TRAILING = 2**26  # bytes after the voxels that are read to verify the checksum
+QUATERNION_TOLERANCE = 1e-3  # of the squared length of b c d
+MILLIMETRES = {1: 1000.0, 3: 0.001}  # of a header's unit: metre, micrometre
 ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError, WrapStructError)
 
 
+class _Header(Nifti1Header):  # type: ignore[misc]
+    """A NIfTI-1 header whose quaternion may be longer than 1 by rounding, as ITK and FSL accept it."""
+
+    def get_qform_quaternion(self) -> np.ndarray:
+        """Return the quaternion a b c d; if b c d are too long, a is 0 and the others are normalised, as ITK does."""
+        try:
+            return super().get_qform_quaternion()
+        except ValueError:
+            bcd = np.array([self[f"quatern_{axis}"] for axis in "bcd"], np.float64)
+            if not bcd @ bcd < 1 + QUATERNION_TOLERANCE:
+                raise
+            return np.r_[0, bcd / np.linalg.norm(bcd)]
+
+
+class _Header2(_Header, Nifti2Header):  # type: ignore[misc]
+    """Likewise, NIfTI-2."""
+
+
+class _Image(Nifti1Image):  # type: ignore[misc]
+    header_class = _Header
+
+
+class _Image2(Nifti2Image):  # type: ignore[misc]
+    header_class = _Header2
+
+
 def read(path: Path) -> Nifti1Image:
-    """Open a NIfTI file after validating its header and length.
+    """Open a NIfTI file or FreeSurfer volume, compressed or not, after validating its header and length.
+
+    The format is recognised by the first bytes, not by the name. Voxels are read when they are needed.
 
     Raises:
         CaseError: the file is missing, damaged, or not a numeric volume.
     """
     try:
-        # from_bytes would keep the whole file in memory, and still need the bounded read below.
+        source = Source(path)
         with muted():  # nibabel warns of harmless oddities in headers
-            image = _image_class(path).from_filename(path)
-        check(image, path.name)
-        _check_length(path, int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize)
+            header = _header(source)
+            shape, dtype = header.get_data_shape(), header.get_data_dtype()
+            _check_grid(shape, dtype, header.get_best_affine(), path.name)
+            source.check_length(header.get_data_offset() + math.prod(map(int, shape)) * dtype.itemsize)
+            if isinstance(header, MGHHeader):
+                return freesurfer.as_nifti(header, source)
+            image_class = _Image2 if isinstance(header, _Header2) else _Image
+            voxels, where = ArrayProxy(source, header.copy(), mmap=False), {"image": FileHolder(str(path))}
+            return image_class(voxels, header.get_best_affine(), header, file_map=where)
     except CaseError:
         raise
+    except PermissionError as error:
+        raise CaseError(f"{path.name}: cannot be read ({error.strerror}). Run chmod a+r on it.") from error
     except ERRORS as error:
         raise CaseError(f"{path.name}: not a NIfTI file, or damaged ({error}). Export it again.") from error
-    return image
 
 
 def as_image(given: Any) -> SpatialImage:
@@ -72,24 +113,23 @@ def check(image: object, name: str) -> None:
     """
     if not isinstance(image, Nifti1Image):
         raise CaseError(f"{name}: {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
-    shape, dtype = image.shape, image.get_data_dtype()
-    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
-        raise CaseError(f"{name}: {format_shape(shape)} voxels, but one 3D volume is needed. Extract one volume.")
-    if dtype.kind not in "iuf":
-        raise CaseError(f"{name}: voxels of type {dtype}, but numbers are needed. Convert it to float32.")
-    if np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise CaseError(f"{name}: {format_shape(shape)} voxels, more than {MAX_VOXELS:,}. Crop it.")
-    if not np.isfinite(image.affine).all() or np.isnan(io_orientation(image.affine)).any():
-        raise CaseError(f"{name}: its affine does not span three dimensions. Repair the header.")
+    _check_grid(image.shape, image.get_data_dtype(), image.affine, name)
 
 
-def write(image: Nifti1Image, file: BinaryIO, *, compress: bool) -> None:
-    """Write an image as nibabel does for .nii or .nii.gz; a temporary file's name has neither suffix."""
-    if not compress:
-        image.to_stream(file)
-        return
-    with gzip.GzipFile("", "wb", Opener.default_compresslevel, file, mtime=0) as compressed:
-        image.to_stream(compressed)
+def affine_mm(image: Nifti1Image) -> np.ndarray:
+    """Return the affine in millimetres; the image's own may be in metres or micrometres, as its header's units say."""
+    unit = int(image.header["xyzt_units"]) % 8
+    return np.diag([*[MILLIMETRES.get(unit, 1.0)] * 3, 1.0]) @ image.affine
+
+
+def write(image: Nifti1Image, file: BinaryIO, *, name: str) -> None:
+    """Write an image in the format of a name's suffix: .nii.gz, .nii, .mgz or .mgh."""
+    suffix = Path(name).suffix
+    if suffix in {".gz", ".mgz"}:
+        with gzip.GzipFile("", "wb", Opener.default_compresslevel, file, mtime=0) as compressed:
+            _write(image, compressed, suffix)
+    else:
+        _write(image, file, suffix)
 
 
 def values(image: Nifti1Image) -> np.ndarray:
@@ -100,6 +140,15 @@ def values(image: Nifti1Image) -> np.ndarray:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return _voxels(image, np.asanyarray).reshape(image.shape[:3]).astype(np.float32)
+
+
+def exact_values(image: Nifti1Image) -> np.ndarray:
+    """Return the scaled values, X × Y × Z, float64.
+
+    Raises:
+        CaseError: the file can no longer be read.
+    """
+    return _voxels(image, np.asanyarray).reshape(image.shape[:3]).astype(np.float64)
 
 
 def unscaled(image: Nifti1Image) -> np.ndarray:
@@ -116,6 +165,13 @@ def format_shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
+def _write(image: Nifti1Image, file: BinaryIO | gzip.GzipFile, suffix: str) -> None:
+    if suffix in freesurfer.SUFFIXES:
+        freesurfer.write(image, affine_mm(image), file)
+    else:
+        image.to_stream(file)
+
+
 def _voxels(image: Nifti1Image, get: Callable[[Any], np.ndarray]) -> np.ndarray:
     try:
         return get(image.dataobj)
@@ -124,55 +180,48 @@ def _voxels(image: Nifti1Image, get: Callable[[Any], np.ndarray]) -> np.ndarray:
         raise CaseError(f"{name}: its voxels can no longer be read ({error}). Is the file still there?") from error
 
 
-def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+def _check_grid(shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, name: str) -> None:
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
+        raise CaseError(f"{name}: {format_shape(shape)} voxels, but one 3D volume is needed. Extract one volume.")
+    if dtype.kind not in "iuf":
+        raise CaseError(f"{name}: voxels of type {dtype}, but numbers are needed. Convert it to float32.")
+    if np.prod(shape, dtype=float) > MAX_VOXELS:
+        raise CaseError(f"{name}: {format_shape(shape)} voxels, more than {MAX_VOXELS:,}. Crop it.")
+    if not np.isfinite(affine).all() or np.isnan(io_orientation(affine)).any():
+        raise CaseError(f"{name}: its affine does not span three dimensions. Repair the header.")
 
 
-def _image_class(path: Path) -> type[Nifti1Image]:
-    """Return the class for a NIfTI-1 or -2 file, after validating the lengths of its header extensions.
+def _header(source: Source) -> Nifti1Header | MGHHeader:
+    """Return the header in a file's first bytes.
 
-    nibabel trusts an extension's length, and reads to the end of the file if it is negative.
+    nibabel trusts the length of a header extension, and reads to the end of the file if it is negative. So lengths are
+    validated first, and it only sees the bytes before the voxels.
     """
-    if not path.is_file():
-        what = "a folder, a pipe or a device, not a file" if path.exists() else "no such file"
-        raise CaseError(f"{path.name}: {what} in {path.parent}. Put it there. Found: {listing(path.parent)}.")
-    with _opened(path) as file:
-        start = file.read(Nifti2Image.header_class.sizeof_hdr)
-        kind = Nifti2Image if start[4:8] == b"n+2\0" else Nifti1Image
-        size = kind.header_class.sizeof_hdr
-        if kind is Nifti1Image and start[344:348] != b"n+1\0":
-            raise CaseError(f"{path.name}: not a NIfTI file (.nii or .nii.gz), or damaged. Convert it to .nii.gz.")
-        header = kind.header_class(start[:size], check=False)
+    name = source.path.name
+    with source.open() as file:
+        start = file.read(Nifti2Header.sizeof_hdr)
+        if start.startswith(freesurfer.MAGIC):
+            return freesurfer.header_of(start, name)
+        kind = _Header2 if start[4:8] == b"n+2\0" else _Header
+        if kind is _Header and start[344:348] != b"n+1\0":
+            raise CaseError(describe(source.path, start))
+        header = kind(start[: kind.sizeof_hdr], check=False)
         offset = int(header["vox_offset"])
         if not 0 <= offset <= MAX_OFFSET:
-            raise CaseError(f"{path.name}: its header puts the voxels at byte {offset:,}. Export it again.")
+            raise CaseError(f"{name}: its header puts the voxels at byte {offset:,}. Export it again.")
         held = start + file.read(max(0, offset - len(start)))
+    _check_extensions(held, header, offset, name)
+    header = kind.from_fileobj(BytesIO(held))
+    trailing = header["dim"][4 : header["dim"][0] + 1]
+    trailing[trailing == 0] = 1  # as ITK and FSL read it
+    return header
+
+
+def _check_extensions(held: bytes, header: Nifti1Header, offset: int, name: str) -> None:
+    size = header.sizeof_hdr
     at = size + 4
     while held[size : size + 1] > b"\0" and offset - at >= 16:
         length = int(np.frombuffer(held, f"{header.endianness}i4", 1, at)[0])
         if not 8 <= length <= offset - at:
-            raise CaseError(f"{path.name}: damaged, a header extension of {length:,} bytes. Export it again.")
+            raise CaseError(f"{name}: damaged, a header extension of {length:,} bytes. Export it again.")
         at += length
-    return kind
-
-
-def listing(folder: Path) -> str:
-    """Return the names of a folder's first five files, in printable ASCII."""
-    try:
-        names = [ascii(path.name)[1:-1] for path in sorted(folder.iterdir())]
-    except OSError:
-        return "nothing readable"
-    return ", ".join([*names[:5], *(["..."] if names[5:] else [])]) or "nothing"
-
-
-def _check_length(path: Path, needed: int) -> None:
-    """Read a file in chunks to verify that it is as long as its header requires."""
-    held = 0
-    try:
-        with _opened(path) as file:
-            while held < needed + MAX_TRAILING and (chunk := file.read(2**20)):  # gzip's checksum is at the end
-                held += len(chunk)
-    except (EOFError, OSError, zlib.error) as error:
-        raise CaseError(f"{path.name}: truncated or damaged ({error}). Copy it again.") from error
-    if held < needed:
-        raise CaseError(f"{path.name}: has {held:,} bytes, but its header requires {needed:,}. Copy it again.")
