@@ -47,6 +47,12 @@ def mgz(folder, voxels, name="x.mgz"):
     return saved(folder, image, name)
 
 
+def mgh_image(path):
+    """A FreeSurfer volume, read by nibabel from memory, because nibabel leaves the file of an .mgh open."""
+    content = path.read_bytes()
+    return MGHImage.from_bytes(gzip.decompress(content) if path.suffix == ".mgz" else content)
+
+
 def filled(loaded, value=500.0):
     """A volume that differs from the input in the mask only."""
     return np.where(loaded.mask_XYZ, np.float32(value), loaded.image_XYZ)
@@ -55,10 +61,9 @@ def filled(loaded, value=500.0):
 # Names and contents
 
 
-@pytest.mark.parametrize("format", ["nii", "nii-2", "mgh"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image, MGHImage])
 @pytest.mark.parametrize(("name", "compressed"), [("x.nii.gz", False), ("x.nii", True), ("x.mgz", False), ("x", True)])
-def test_the_first_bytes_and_not_the_name_say_what_a_file_is(tmp_path, format, name, compressed):
-    kind = {"nii": nib.Nifti1Image, "nii-2": nib.Nifti2Image, "mgh": MGHImage}[format]
+def test_the_first_bytes_and_not_the_name_say_what_a_file_is(tmp_path, kind, name, compressed):
     content = kind(brain(SHAPE), LPS.astype(np.float32)).to_bytes()
     (tmp_path / name).write_bytes(gzip.compress(content) if compressed else content)
     image = nifti.read(tmp_path / name)
@@ -118,13 +123,12 @@ def test_a_link_to_a_file_is_read(tmp_path):
 @pytest.mark.parametrize("keep_dtype", [False, True])
 def test_a_freesurfer_volume_comes_back_with_its_header(tmp_path, dtype, name, keep_dtype):
     path = mgz(tmp_path, (brain(SHAPE) / 4).astype(dtype), name)
-    given, loaded = nib.load(path), loaded_of(nifti.read(path))
+    given, loaded = mgh_image(path), loaded_of(nifti.read(path))
     np.testing.assert_array_equal(loaded.template.affine, given.affine)
     assert [int(loaded.template.header[f"{form}_code"]) for form in ("qform", "sform")] == [1, 1]
     volume_XYZ = filled(loaded, 77.0)
     output.save(output.image_like(loaded, volume_XYZ, keep_dtype=keep_dtype), tmp_path / "out.mgz")
-    result = nib.load(tmp_path / "out.mgz")
-    assert isinstance(result, MGHImage)
+    result = mgh_image(tmp_path / "out.mgz")
     assert result.get_data_dtype().newbyteorder("=") == (dtype if keep_dtype else np.float32)
     assert (np.asarray(result.dataobj) == volume_XYZ).all()
     for field in ("dims", "delta", "Mdc", "Pxyz_c", "tr", "te", "ti", "flip_angle"):
@@ -138,7 +142,7 @@ def test_a_nifti_scan_is_written_as_freesurfer_volume(tmp_path):
     image = image_of(voxels, np.diag([0.001, 0.001, 0.001, 1]) @ OBLIQUE, xyzt_units=1)
     loaded = loaded_of(image)
     output.save(output.image_like(loaded, filled(loaded)), tmp_path / "out.mgz")
-    result = nib.load(tmp_path / "out.mgz")
+    result = mgh_image(tmp_path / "out.mgz")
     np.testing.assert_allclose(result.affine, OBLIQUE, atol=1e-4)  # float32, and FreeSurfer's is in millimetres
     assert (np.asarray(result.dataobj) == filled(loaded)).all()
 
@@ -148,7 +152,7 @@ def test_a_freesurfer_volume_has_scaled_values(tmp_path):
     image.header.set_slope_inter(0.5, 3)
     loaded = loaded_of(nib.Nifti1Image.from_bytes(image.to_bytes()))
     output.save(output.image_like(loaded, loaded.image_XYZ, keep_dtype=True), tmp_path / "out.mgz")
-    assert (np.asarray(nib.load(tmp_path / "out.mgz").dataobj) == loaded.image_XYZ).all()
+    assert (np.asarray(mgh_image(tmp_path / "out.mgz").dataobj) == loaded.image_XYZ).all()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,7 @@ def test_a_quaternion_too_long_by_rounding_is_normalised(tmp_path, excess, kind)
         nib.load(tmp_path / "x.nii")
     image = nifti.read(tmp_path / "x.nii")
     np.testing.assert_allclose(image.affine, exact.header.get_qform(), atol=1e-4)  # a is 3e-5 there
-    loaded = loaded_of(image, nifti.read(tmp_path / "x.nii"))
+    loaded = loaded_of(image, nib.Nifti1Image(lesion(SHAPE).astype(np.uint8), image.affine))
     output.save(output.image_like(loaded, loaded.image_XYZ), tmp_path / "y.nii")
     assert (tmp_path / "y.nii").read_bytes()[: header.sizeof_hdr] == raw[: header.sizeof_hdr]
     with pytest.raises(ValueError, match="w2 should be positive"):  # nibabel itself is as before
@@ -227,7 +231,6 @@ def test_units_other_than_millimetres_are_converted(tmp_path, unit, factor):
     np.testing.assert_allclose(nifti.affine_mm(image), OBLIQUE, rtol=1e-6, atol=1e-5)
     loaded = loaded_of(image, image_of(lesion(SHAPE).astype(np.uint8), OBLIQUE, xyzt_units=2))
     np.testing.assert_allclose(loaded.spacing, nib.affines.voxel_sizes(OBLIQUE), rtol=1e-5)
-    assert not [warning for warning in loaded.warnings if "mm; the network" in warning and unit == 1 and factor == 1]
     result = output.image_like(loaded, filled(loaded))
     assert (result.affine == image.affine).all()
     assert result.header["xyzt_units"] == unit
