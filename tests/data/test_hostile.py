@@ -250,14 +250,18 @@ def test_a_gzip_file_with_a_bit_flipped_is_never_read_as_something_else(tmp_path
         assert (loaded.mask_XYZ == lesion((8, 8, 4))).all()  # a bit of padding that stands for nothing
 
 
-@pytest.mark.parametrize("suffix", ["img", "hdr", "mgz", "mnc", "nii.bz2", "txt"])
+@pytest.mark.parametrize("suffix", ["img", "mgz", "mnc", "nii.bz2", "txt"])
 def test_other_formats_are_refused_by_their_content(tmp_path, suffix):
     nib.save(nib.Nifti1Pair(brain(SHAPE), LPS), tmp_path / "x.img")
-    path = tmp_path / f"x.{suffix}"
-    if not path.exists():
-        path.write_bytes((tmp_path / "x.img").read_bytes())
+    path = (tmp_path / "x.img").rename(tmp_path / f"x.{suffix}")
     with pytest.raises(CaseError, match=r"not a NIfTI file \(.nii or .nii.gz\), or damaged"):
         nifti.read(path)
+
+
+def test_the_header_of_a_pair_is_refused_with_how_to_convert_it(tmp_path):
+    nib.save(nib.Nifti1Pair(brain(SHAPE), LPS), tmp_path / "x.img")
+    with pytest.raises(CaseError, match=r"x.hdr: the header of a .hdr/.img pair. .* fslchfiletype NIFTI_GZ"):
+        nifti.read(tmp_path / "x.hdr")
 
 
 def test_a_file_that_vanishes_after_its_header_was_read_is_a_case_error(tmp_path):

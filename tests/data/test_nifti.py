@@ -97,7 +97,7 @@ def test_a_file_that_is_no_image_is_named_with_what_to_do(tmp_path, content, wor
             "../.git/annex/objects/Xx/ab.nii.gz",
             r"a link to ../.git/annex/objects/Xx/ab.nii.gz, which.*datalad get .*x.nii",
         ),
-        ("/mnt/elsewhere/x.nii", "a link to /mnt/elsewhere/x.nii, which does not exist. Copy that file too, or mount"),
+        ("/mnt/elsewhere/x.nii", "a link to /mnt/elsewhere/x.nii, which does not exist: copy that file too, or mount"),
     ],
 )
 def test_a_broken_link_is_named_with_its_target(tmp_path, target, words):

@@ -148,7 +148,7 @@ def exact_values(image: Nifti1Image) -> np.ndarray:
     Raises:
         CaseError: the file can no longer be read.
     """
-    return _voxels(image, np.asanyarray).reshape(image.shape[:3]).astype(np.float64)
+    return _voxels(image, np.asanyarray).reshape(image.shape[:3]).astype(np.float64, copy=False)
 
 
 def unscaled(image: Nifti1Image) -> np.ndarray:

@@ -39,7 +39,7 @@ def _exact(loaded: LoadedCase, volume_XYZ: np.ndarray) -> np.ndarray:
     """Return the volume as float32, or as float64 if unchanged voxels need it, with their values from the input."""
     volume_XYZ = volume_XYZ.astype(np.float32)
     dtype = loaded.template.get_data_dtype()
-    if dtype.itemsize < 4 or dtype == np.float32:
+    if dtype.itemsize < 4 or (dtype.kind == "f" and dtype.itemsize == 4):
         return volume_XYZ
     exact_XYZ = nifti.exact_values(loaded.template)
     rounded_XYZ = (volume_XYZ == loaded.image_XYZ) & (exact_XYZ != loaded.image_XYZ)

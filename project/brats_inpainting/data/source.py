@@ -11,7 +11,7 @@ from typing import Any
 from brats_inpainting.errors import CaseError
 
 MAX_TRAILING = 2**26  # bytes after the voxels that are read to verify the checksum
-ANNEX = "DataLad or git-annex content that is not fetched. Run datalad get"
+ANNEX = "its content is not fetched (DataLad, git-annex). Run datalad get"  # and the path
 OTHER_FORMATS = (  # offset, bytes, what it is and what to do
     (0, b"version https://git-lfs", "a Git LFS pointer, not the image. Run git lfs pull."),
     (344, b"ni1\0", "the header of a .hdr/.img pair. Convert the pair with fslchfiletype NIFTI_GZ."),
@@ -94,7 +94,7 @@ def describe(path: Path, start: bytes) -> str:
         if start[offset:].startswith(magic):
             return f"{path.name}: {meaning}"
     if b"annex/objects/" in start[:300]:  # git-annex writes this text in place of a link
-        return f"{path.name}: {ANNEX} {path}."
+        return f"{path.name}: {ANNEX} {path}"
     if not start:
         return f"{path.name}: empty, so probably truncated. Copy it again."
     return f"{path.name}: not a NIfTI file (.nii or .nii.gz), or damaged. Convert it to .nii.gz."
@@ -113,8 +113,8 @@ def _missing(path: Path) -> str:
     """Return why a path is not a file, and what to do."""
     if path.is_symlink() and not path.exists():
         target = _printable(str(path.readlink()))
-        advice = f"{ANNEX} {path}." if "annex/objects" in target else "Copy that file too, or mount its folder."
-        return f"{path.name}: a link to {target}, which does not exist. {advice}"
+        advice = f"{ANNEX} {path}" if "annex/objects" in target else "copy that file too, or mount its folder."
+        return f"{path.name}: a link to {target}, which does not exist: {advice}"
     what = "a folder, a pipe or a device, not a file" if path.exists() else "no such file"
     return f"{path.name}: {what} in {path.parent}. Put it there. Found: {listing(path.parent)}."
 
