@@ -220,6 +220,13 @@ def test_scans_without_a_mask_but_with_a_near_miss_get_a_warning_each(dataset, c
     )
 
 
+def test_the_files_of_fmriprep_are_no_near_misses_of_scans_without_a_lesion(dataset, caplog):
+    ends = ("desc-brain_mask", "dseg", "desc-aseg_dseg", "label-GM_probseg", "space-X_desc-brain_mask", "desc-x_T1w")
+    control = [f"derivatives/fmriprep/sub-les1/anat/sub-les1_{end}.nii.gz" for end in ends]
+    assert len(bids.find(dataset(SCAN, MASK, SCAN.replace("01", "les1"), *control))) == 1
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_brain_masks_belong_to_scans_of_their_space(dataset, caplog):
     derived = [f"derivatives/{name}/{BRAIN}" for name in ("b", "a")]
     template = BRAIN.replace("_desc", "_space-MNI152NLin6Asym_desc")

@@ -38,7 +38,8 @@ TABLE_NAME = re.compile(
 LOCATIONS = "annotated"  # the desc of LST-AI's second mask, the same lesions labelled by place
 NEAR_MISS = re.compile(r"(les|roi|mask|seg|tumou?r).*\.(nii|nii\.gz|mg[hz]|nrrd|mh[ad]|img)$", re.IGNORECASE)
 LIKELY = re.compile(r"les|tumou?r", re.IGNORECASE)
-NO_LESION = re.compile(r"desc-(brain|aseg|aparcaseg|ribbon)_|label-(GM|WM|CSF|brain)_|_(T1w|T2w|FLAIR|defacemask)\.")
+SCANS = re.compile(r"_(T1w|T2w|FLAIR|defacemask)\.")
+ORDINARY = re.compile(r"desc-(brain|aseg|aparcaseg|ribbon)_|label-(GM|WM|CSF|brain)_|_(dseg|probseg)\.")
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,14 @@ class Dataset:
     def near_misses(self, scan: Image) -> list[tuple[Path, Path]]:
         """Return files that may be meant as lesion masks of a scan, likely ones first, and the folder for each."""
         found = [
-            (folder / name, place)
+            (not LIKELY.search(rest), folder / name, place)
             for place in self._places(scan)
             for folder in (place, place.parent)
             for name in self.names(folder)
-            if NEAR_MISS.search(re.sub(r"(sub|ses)-[a-zA-Z0-9+]*", "", name)) and not NO_LESION.search(name)
+            if NEAR_MISS.search(rest := re.sub(r"(sub|ses)-[a-zA-Z0-9+]*", "", name)) and not SCANS.search(name)
+            if LIKELY.search(rest) or not ORDINARY.search(name)
         ]
-        return sorted(found, key=lambda pair: not LIKELY.search(pair[0].name))
+        return [(path, place) for _, path, place in sorted(found, key=lambda one: one[0])]
 
     def reading(self, masks: list[Image]) -> tuple[MaskReading, str]:
         """Return how segmentations are read, by their tables; and what is wrong with a table, or an empty text."""
