@@ -348,7 +348,7 @@ def test_what_is_said_about_a_fill_leads_to_its_sources(dataset, tmp_path):
     assert bids.jobs(bids.find(folder), folder, out) == jobs
 
 
-def test_what_is_said_about_a_fill_of_a_whole_head_names_its_brain_mask_and_all_lesion_masks(dataset, tmp_path):
+def test_the_sidecar_of_a_whole_head_names_its_brain_mask_and_all_lesion_masks(dataset, tmp_path):
     masks = [f"sub-01/anat/sub-01_label-lesion{number}_mask.nii.gz" for number in (1, 2)]
     folder = dataset(SCAN, *masks, BRAIN)
     (target,) = jobs = bids.jobs(bids.find(folder), folder, tmp_path / "out")
