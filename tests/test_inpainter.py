@@ -13,6 +13,7 @@ import torch
 from brats_inpainting import concurrent, config, plan
 from brats_inpainting.config import PRESETS, DiffusionConfig, UNetConfig
 from brats_inpainting.data import cases, volume
+from brats_inpainting.data.lesion import MaskReading
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.data.windows import Stack
 from brats_inpainting.diffusion import checkpoint
@@ -398,8 +399,9 @@ def test_the_papers_preset_refuses_what_has_no_range():
             return torch.full_like(x_NCV[:, :1], -5)
 
     speck = np.where(lesion(SHAPE, (0.5, 0.5, 0.5), 0.05), 500, 0)
+    most = MaskReading(threshold=0.5)  # the mask is larger than the speck
     with pytest.raises(CaseError, match="percentiles"):
-        inpainter(replace="slices").inpaint(speck, lesion(SHAPE, (0.4, 0.5, 0.5), 0.1))
+        inpainter(replace="slices").inpaint(speck, lesion(SHAPE, (0.4, 0.5, 0.5), 0.1), reading=most)
     slab = brain(SHAPE)
     slab[..., [0, -1]] = 0
     with pytest.raises(CaseError, match="percentiles"):
