@@ -32,7 +32,7 @@ def header_of(start: bytes, name: str) -> MGHHeader:
     return header
 
 
-def as_nifti(header: MGHHeader, source: Source) -> Nifti1Image:
+def as_nifti(header: MGHHeader, affine: np.ndarray, source: Source) -> Nifti1Image:
     """Return a volume as a NIfTI image whose voxels are read when they are needed.
 
     Its sform and qform have code 1, its unit is mm, and its FreeSurfer header is kept for ``write``.
@@ -43,11 +43,11 @@ def as_nifti(header: MGHHeader, source: Source) -> Nifti1Image:
     nifti.set_data_shape(header.get_data_shape())
     nifti.set_data_dtype(header.get_data_dtype())
     nifti.set_xyzt_units("mm")
-    nifti.set_sform(header.get_affine(), 1)
-    nifti.set_qform(header.get_affine(), 1)
+    nifti.set_sform(affine, 1)
+    nifti.set_qform(affine, 1)
     voxels = ArrayProxy(source, (nifti.get_data_shape(), header.get_data_dtype(), header.get_data_offset()), mmap=False)
     where = {"image": FileHolder(str(source.path))}
-    return Nifti1Image(voxels, header.get_affine(), nifti, extra={HEADER: complete}, file_map=where)
+    return Nifti1Image(voxels, affine, nifti, extra={HEADER: complete}, file_map=where)
 
 
 def write(image: Nifti1Image, affine_mm: np.ndarray, file: BinaryIO | gzip.GzipFile) -> None:

@@ -73,14 +73,16 @@ def read(path: Path) -> Nifti1Image:
         source = Source(path)
         with muted():  # nibabel warns of harmless oddities in headers
             header = _header(source)
-            shape, dtype = header.get_data_shape(), header.get_data_dtype()
-            _check_grid(shape, dtype, header.get_best_affine(), path.name)
-            source.check_length(header.get_data_offset() + math.prod(map(int, shape)) * dtype.itemsize)
-            if isinstance(header, MGHHeader):
-                return freesurfer.as_nifti(header, source)
-            image_class = _Image2 if isinstance(header, _Header2) else _Image
-            voxels, where = ArrayProxy(source, header.copy(), mmap=False), {"image": FileHolder(str(path))}
-            return image_class(voxels, header.get_best_affine(), header, file_map=where)
+            affine = header.get_best_affine().astype(np.float64)
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        _check_grid(shape, dtype, affine, path.name)
+        source.check_length(header.get_data_offset() + math.prod(map(int, shape)) * dtype.itemsize)
+        if isinstance(header, MGHHeader):
+            return freesurfer.as_nifti(header, affine, source)
+        image_class = _Image2 if isinstance(header, _Header2) else _Image
+        voxels, where = ArrayProxy(source, header, mmap=False), {"image": FileHolder(str(path))}
+        with muted():
+            return image_class(voxels, affine, header, file_map=where)
     except CaseError:
         raise
     except PermissionError as error:

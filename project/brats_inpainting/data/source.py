@@ -97,7 +97,7 @@ def describe(path: Path, start: bytes) -> str:
         return f"{path.name}: {ANNEX} {path}"
     if not start:
         return f"{path.name}: empty, so probably truncated. Copy it again."
-    return f"{path.name}: not a NIfTI file (.nii or .nii.gz), or damaged. Convert it to .nii.gz."
+    return f"{path.name}: not a NIfTI file (.nii or .nii.gz), or damaged. Convert it to .nii.gz, or copy it again."
 
 
 def listing(folder: Path) -> str:
