@@ -104,7 +104,7 @@ kept = st.one_of(st.just(1.0), st.just(1.0), st.floats(0, 1))
 
 
 def nifti_files():
-    """Valid files: NIfTI-1, byte-swapped, NIfTI-2, scaled integers, and with a header extension."""
+    """Valid files: NIfTI-1, byte-swapped, NIfTI-2, scaled integers, and with a header extension; FreeSurfer."""
     image = nib.Nifti1Image(np.where(lesion(SHAPE), 0, brain(SHAPE)), LPS)
     integers = nib.Nifti1Image(image.get_fdata().astype(np.int16), LPS)
     integers.header.set_slope_inter(0.5, 1)
@@ -112,7 +112,8 @@ def nifti_files():
     extended.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"taken on a Tuesday"))
     swapped = nib.Nifti1Image(np.asarray(image.dataobj), LPS, image.header.as_byteswapped(">"))
     second = nib.Nifti2Image(np.asarray(image.dataobj), LPS)
-    return [each.to_bytes() for each in (image, swapped, second, integers, extended)]
+    freesurfer = nib.MGHImage(np.asarray(image.dataobj), LPS.astype(np.float32))
+    return [each.to_bytes() for each in (image, swapped, second, integers, extended, freesurfer)]
 
 
 class Nifti:
