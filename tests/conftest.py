@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from brats_inpainting.config import DiffusionConfig, SamplingConfig, UNetConfig
-from brats_inpainting.data import cases, volume
+from brats_inpainting.data import validation, volume
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
@@ -50,7 +50,7 @@ def lesion(shape, centre=(0.55, 0.45, 0.5), radius=0.15):
 def scan_of(seed, case_id, shape=(64, 64, 12), **where):
     """A prepared scan of a brain with one lesion."""
     images = [nib.Nifti1Image(a, LPS) for a in (brain(shape, seed), lesion(shape, **where).astype(np.uint8))]
-    return volume.prepare(cases.examine(case_id, *images, names=("image", "mask")))
+    return volume.prepare(validation.examine(case_id, *images, names=("image", "mask")))
 
 
 def weights(network, **diffusion):

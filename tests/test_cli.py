@@ -332,14 +332,16 @@ def test_a_run_is_resumed_with_the_same_reading_of_masks_only(infer, data, tmp_p
     assert "made with another mask_reading" in capfd.readouterr().err
 
 
-def test_a_single_scan_takes_a_brain_mask_on_its_grid(data, capfd, tmp_path):
+def test_a_single_scan_takes_a_brain_mask_on_any_grid(data, capfd, tmp_path):
     image, mask = masked(data, lesion((64, 64, 12)))
     for name, shape in (("brain", (64, 64, 12)), ("other", (64, 64, 11))):
         nib.save(nib.Nifti1Image(np.uint8(brain(shape) > 0), LPS), tmp_path / f"{name}.nii.gz")
     pair = ("check", "--image", image, "--mask", mask, "--brain-mask")
     assert run(*pair, tmp_path / "brain.nii.gz") == 0
-    assert run(*pair, tmp_path / "other.nii.gz") == 3
-    assert "brain mask   64×64×11" in capfd.readouterr().err
+    assert run(*pair, tmp_path / "other.nii.gz") == 0
+    nib.save(nib.Nifti1Image(np.zeros((64, 64, 12), np.uint8), LPS), tmp_path / "empty.nii.gz")
+    assert run(*pair, tmp_path / "empty.nii.gz") == 3
+    assert "the brain mask is empty, or elsewhere than the scan" in capfd.readouterr().err
     assert run(*pair, tmp_path / "absent.nii.gz") == 2
 
 

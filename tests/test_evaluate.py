@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from brats_inpainting import baselines, evaluate, metrics, tables
-from brats_inpainting.data import cases, volume
+from brats_inpainting.data import cases, validation, volume
 from brats_inpainting.errors import ConfigError
 from brats_inpainting.evaluate import ScoreRow
 from brats_inpainting.fill import fill_folder
@@ -286,7 +286,7 @@ def test_single_samples_average_to_the_result():
     filler = inpainter(samples=3, smoothing=0)
     image, mask = brain((40, 40, 6)), lesion((40, 40, 6))
     images = [nib.Nifti1Image(np.asarray(v, np.float32), LPS) for v in (image, mask)]
-    scan = volume.prepare(cases.examine("x", *images, names=("image", "mask")))
+    scan = volume.prepare(validation.examine("x", *images, names=("image", "mask")))
     (stack,) = filler.fill([scan], keep=True)
     filled = filler.finish(stack)
     result, std, samples = filled.volume_XYZ, filled.std_XYZ, np.stack(list(filled.samples_XYZ))

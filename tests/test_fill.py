@@ -111,6 +111,7 @@ SAMPLING = {
     "noise": "shared",
     "smoothing": 0.5,
     "dilate": 1.0,
+    "resample": False,
     "replace": "slices",
 }
 OTHER = {"weights": {"sha256": "1" * 64}, "diffusion": {"diffusion": DiffusionConfig()}}

@@ -12,7 +12,7 @@ import torch
 
 from brats_inpainting import concurrent, config, plan
 from brats_inpainting.config import PRESETS, DiffusionConfig, UNetConfig
-from brats_inpainting.data import cases, volume
+from brats_inpainting.data import validation, volume
 from brats_inpainting.data.lesion import MaskReading
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.data.windows import Stack
@@ -458,7 +458,7 @@ def test_a_box_in_parts_is_much_like_one_in_one_piece():
     machines = (volume_inpainter(most_voxels=most) for most in (None, 80 * 64 * 32))
     whole, parts = (replace(machine, weights=smooth_weights()) for machine in machines)
     images = [nib.Nifti1Image(values.astype(np.float32), LPS) for values in (image, mask)]
-    scan = volume.prepare(cases.examine("a", *images, names=("image", "mask")))
+    scan = volume.prepare(validation.examine("a", *images, names=("image", "mask")))
     assert len(whole.stack(scan).windows) == 1
     assert len(parts.stack(scan).windows) > 1
     one, several = (machine.inpaint(image, mask).image[mask] for machine in (whole, parts))

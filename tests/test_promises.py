@@ -134,10 +134,10 @@ FILLED = {
     "trailing-axis": (image(np.where(lesion(SHAPE), 0, brain(SHAPE))[..., None]), "trailing axis of length one"),
     "voxels-of-another-size": (
         both(brain(SHAPE), lesion(SHAPE), np.diag([1, 1.06, 1, 1])),
-        "voxels of (1, 1.06, 1) mm",
+        "voxels of 1 × 1.06 × 1 mm are resampled",
     ),
     "cropped": (image(ball(SHAPE, (0.15, 0.5, 0.5), 0.3) * brain(SHAPE).max()), "the brain is cropped"),
-    "no-background": (image(brain(SHAPE) + np.random.default_rng(0).uniform(1, 9, SHAPE)), "no background around"),
+    "no-background": (image(np.random.default_rng(0).uniform(300, 1000, SHAPE)), "no background around"),
     "not-voided": (image(brain(SHAPE)), None),
 }
 

@@ -14,7 +14,7 @@ from nibabel.nifti1 import Nifti1Image
 from rich.progress import track
 
 from brats_inpainting import container, files, metrics, record
-from brats_inpainting.data import cases, nifti, volume
+from brats_inpainting.data import cases, nifti, validation, volume
 from brats_inpainting.data.cases import Case
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.host import cpus
@@ -243,7 +243,7 @@ def recorded_facts(case_id: str, fills: Mapping[str, Path], report_path: Path | 
 def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
     """Read a volume that must be on the grid of the voided scan."""
     image = nifti.read(path)
-    if not cases.same_affine(image, grid) or image.shape[:3] != grid.shape[:3]:
+    if not validation.same_affine(image, grid) or image.shape[:3] != grid.shape[:3]:
         raise CaseError(
             f"{path.name}: {image.shape} voxels on another grid than the scan's {grid.shape}\n"
             "  Give it the scan's shape and affine."

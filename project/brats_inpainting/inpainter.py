@@ -20,7 +20,7 @@ from nibabel.nifti1 import Nifti1Image
 from brats_inpainting import batch, concurrent, config, memory
 from brats_inpainting.concurrent import OnPass
 from brats_inpainting.config import DEFAULT_PRESET, FRAME, DiffusionConfig, Precision, SamplingConfig, UNetConfig
-from brats_inpainting.data import cases, nifti, output, volume, windows
+from brats_inpainting.data import nifti, output, validation, volume, windows
 from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack, Task, Windowing
@@ -124,7 +124,7 @@ class Inpainter:
             CaseError: naming every reason why the scan cannot be processed.
         """
         started = time.perf_counter()
-        loaded = cases.examine(
+        loaded = validation.examine(
             "the scan",
             nifti.as_image(image),
             nifti.as_image(mask),

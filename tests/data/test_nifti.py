@@ -9,7 +9,7 @@ import pytest
 from nibabel.freesurfer.mghformat import MGHImage
 
 from brats_inpainting import files
-from brats_inpainting.data import cases, nifti, output
+from brats_inpainting.data import cases, nifti, output, validation
 from brats_inpainting.data.cases import Case
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.data.volume import Orientation
@@ -32,7 +32,7 @@ def image_of(voxels=None, affine=LPS, **fields):
 
 def loaded_of(image, mask=None):
     mask = mask or nib.Nifti1Image(lesion(SHAPE).astype(np.uint8), image.affine, image.header)
-    return cases.examine("x", image, mask, names=("image", "mask"))
+    return validation.examine("x", image, mask, names=("image", "mask"))
 
 
 def saved(folder, image, name="x.nii.gz"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brats_inpainting.data import cases, output, volume
+from brats_inpainting.data import output, validation, volume
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.data.transforms import Frame, Intensity, span
 from brats_inpainting.errors import CaseError
@@ -77,7 +77,7 @@ def test_every_orientation_comes_back_as_it_was(orientation):
 
 def prepared(image_XYZ, mask_XYZ, affine=LPS, **how):
     images = [nib.Nifti1Image(a, affine) for a in (image_XYZ, mask_XYZ.astype(np.uint8))]
-    return volume.prepare(cases.examine("x", *images, names=("image", "mask")), **how)
+    return volume.prepare(validation.examine("x", *images, names=("image", "mask")), **how)
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "PSL", "SLP", "AIR", "IPR"])
@@ -221,7 +221,7 @@ def test_keep_dtype_keeps_every_stored_number_outside_the_mask(dtype, slope):
     shape = (40, 36, 7)
     mask = lesion(shape)
     image = scan_of(shape, affine_of("LPS"), dtype, slope=slope)
-    loaded = cases.examine("x", image, nib.Nifti1Image(mask.astype(np.uint8), image.affine), names=("i", "m"))
+    loaded = validation.examine("x", image, nib.Nifti1Image(mask.astype(np.uint8), image.affine), names=("i", "m"))
     filled = np.where(mask, np.float32(1e12), loaded.image_XYZ)
     kept = nib.Nifti1Image.from_bytes(output.image_like(loaded, filled, keep_dtype=True).to_bytes())
     assert kept.get_data_dtype() == image.get_data_dtype()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from brats_inpainting.config import DiffusionConfig, UNetConfig
-from brats_inpainting.data import cases, volume, windows
+from brats_inpainting.data import validation, volume, windows
 from brats_inpainting.data.nifti import LPS
 from brats_inpainting.data.windows import Stack, Window, Windowing
 
@@ -19,7 +19,7 @@ BOXES = Windowing(3, window=32, step=8, margin=4, shared_side=None)
 
 def scan_of(shape, mask, case_id="a"):
     images = [nib.Nifti1Image(a, LPS) for a in (brain(shape), mask.astype(np.uint8))]
-    return volume.prepare(cases.examine(case_id, *images, names=("image", "mask")))
+    return volume.prepare(validation.examine(case_id, *images, names=("image", "mask")))
 
 
 def stack_of(scan, samples=1, how=PATCHES):

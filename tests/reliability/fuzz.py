@@ -31,7 +31,7 @@ from safetensors.torch import save as as_safetensors
 
 from brats_inpainting import config, parameters
 from brats_inpainting.config import DiffusionConfig
-from brats_inpainting.data import cases, nifti, output, volume
+from brats_inpainting.data import nifti, output, validation, volume
 from brats_inpainting.device import choose_device
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.errors import InpaintingError
@@ -137,7 +137,7 @@ class Nifti:
         (self.folder / "x.nii").write_bytes(self.make(*given))
         image = nifti.read(self.folder / "x.nii")
         mask = type(image)(np.asarray(self.mask.dataobj), image.affine) if image.shape[:3] == SHAPE else self.mask
-        loaded = cases.examine("x", image, mask, names=("image", "mask"))
+        loaded = validation.examine("x", image, mask, names=("image", "mask"))
         scan = volume.prepare(loaded)
         filled_XYZ = scan.inside(volume.smooth(scan.image_SHW, 1.0))
         for keep_dtype in (False, True):

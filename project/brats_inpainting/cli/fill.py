@@ -211,9 +211,10 @@ def check(
     threshold: Threshold = None,
     invert_mask: InvertMask = False,
     brain_mask: BrainMask = None,
+    no_resample: NoResample = False,
 ) -> None:
     """Report all problems of all cases, without loading the network."""
-    from brats_inpainting.data import cases
+    from brats_inpainting.data import cases, volume
 
     others = {"--data-path": data_path, "--participant-label": participant_label}
     _require_together({"--image": image, "--mask": mask}, others)
@@ -225,11 +226,11 @@ def check(
     found = layout.cases
     for case in found:
         try:
-            loaded = cases.load(case)
+            scan = volume.prepare(cases.load(case), resample=not no_resample)
         except CaseError as error:
             failed[case.id] = str(error)
         else:
-            out.print(f"{'!' if loaded.warnings else '✓'} {loaded.id}: {int(loaded.mask_XYZ.sum()):,} voxels to fill")
+            out.print(f"{'!' if scan.loaded.warnings else '✓'} {scan.id}: {int(scan.fill_XYZ.sum()):,} voxels to fill")
     out.print(f"{len(found) - len(failed)} of {len(found)} cases can be filled")
     finish(failed)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import logging
 import re
@@ -13,10 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from nibabel.nifti1 import Nifti1Header
-
-from brats_inpainting.data import nifti
 from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
 
 log = logging.getLogger(__name__)
@@ -96,15 +91,10 @@ class Dataset:
         return next((found for is_lesion in ways if (found := [*filter(is_lesion, ours)])), [])
 
     def brains(self, scan: Image) -> list[Image]:
-        """Return the brain masks of a whole head on its grid, that in the scan's folder first."""
+        """Return the brain masks of a whole head, that in the scan's folder first."""
         if scan.entities.get("desc") == "brain" or self._metadata(scan, "SkullStripped") is True:
             return []
-        ours = [image for image in self._beside(scan) if image.named_brain and image.matches(scan, {"desc"})]
-        fit = [image for image in ours if _same_grid(image.path, scan.path)]
-        for image in ours:
-            if image not in fit:
-                log.warning("%s: not used, it is on another grid than %s; resample it", image.path, scan.path.name)
-        return fit
+        return [image for image in self._beside(scan) if image.named_brain and image.matches(scan, {"desc"})]
 
     def near_misses(self, scan: Image) -> list[tuple[Path, Path]]:
         """Return files that may be meant as lesion masks of a scan, likely ones first, and the folder for each."""
@@ -209,23 +199,3 @@ def _lesion_labels(table: Path) -> set[int]:
             raise ValueError(f"no column {min(missing)}")
         rows = [(int(row["index"]), row["name"]) for row in reader]
     return {index for index, name in rows if index and TABLE_NAME.search(name)}
-
-
-def _same_grid(one: Path, other: Path) -> bool:
-    """Return whether two images have one grid, or one of them has no readable header, which loading reports."""
-    a, b = _grid(one), _grid(other)
-    return a is None or b is None or (a[0] == b[0] and np.allclose(a[1], b[1], rtol=0, atol=GRID_TOLERANCE))
-
-
-def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray] | None:
-    """Return the shape and the affine in the header of a NIfTI-1 file; None for any other file."""
-    if not path.is_file():
-        return None
-    try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            header = Nifti1Header(file.read(SIZE_OF_HEADER), check=False)
-        return (
-            (header.get_data_shape()[:3], header.get_best_affine()) if header["sizeof_hdr"] == SIZE_OF_HEADER else None
-        )
-    except nifti.ERRORS:
-        return None

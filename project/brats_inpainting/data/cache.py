@@ -21,9 +21,9 @@ from scipy import ndimage
 
 from brats_inpainting.config import FRAME
 from brats_inpainting.data import nifti, volume
-from brats_inpainting.data.cases import LoadedCase
 from brats_inpainting.data.masks import Placed
 from brats_inpainting.data.transforms import INTENSITY_PERCENTILES
+from brats_inpainting.data.validation import LoadedCase
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.files import atomic_write
 from brats_inpainting.host import cpus

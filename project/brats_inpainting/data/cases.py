@@ -1,34 +1,20 @@
-"""Find the cases of a folder, and load and validate them."""
+"""Find the cases of a folder, and load them."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.nifti1 import Nifti1Image
-from nibabel.processing import resample_from_to
-
-from brats_inpainting.data import lesion, listing, nifti, source
-from brats_inpainting.data.background import Background, faces
+from brats_inpainting.data import listing, nifti, source
 from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
-from brats_inpainting.data.transforms import bounding_box
+from brats_inpainting.data.validation import LoadedCase, examine
 from brats_inpainting.errors import CaseError, ConfigError
 
 log = logging.getLogger(__name__)
 
-AFFINE_TOLERANCE = 1e-3
-MAX_BRAIN_ML = 2300  # a larger foreground is taken for a head that is not skull-stripped
-MAX_FOREGROUND = 0.9  # of the voxels; more means that there is no background
-BRIGHT = 0.05  # of the brightest tissue; darker voxels can be air
-MAX_ON_FACE = 0.05  # of a face; more tissue there means a cropped brain
 MAX_NAME = 255 - len("-sample-1")  # bytes, on all common file systems; names of samples are longest
 BIDS = "dataset_description.json"  # marks a BIDS dataset, raw or derivative
 
@@ -69,28 +55,6 @@ class Case:
             more_masks=tuple(path.absolute() for path in self.more_masks),
             brain=self.brain and self.brain.absolute(),
         )
-
-
-@dataclass(frozen=True)
-class LoadedCase:
-    """A validated case in memory.
-
-    ``image_XYZ`` is float32 with the file's scaling applied, the masks are bool; trailing axes of length one are
-    dropped. ``template`` has the header, the affine and the original shape. ``brain_XYZ`` is given for whole heads.
-    """
-
-    id: str
-    template: Nifti1Image
-    image_XYZ: np.ndarray
-    mask_XYZ: np.ndarray
-    warnings: list[str]
-    brain_XYZ: np.ndarray | None = None
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Voxel size in millimetres."""
-        x, y, z = voxel_sizes(nifti.affine_mm(self.template))
-        return float(x), float(y), float(z)
 
 
 def output_name(case_id: str) -> str:
@@ -189,201 +153,3 @@ def _name_problem(case: Case) -> str | None:
         return "its file names contain characters that cannot be printed\n  Use letters, digits, - and _."
     spare = MAX_NAME - len(os.fsencode(output_name(case.id)))
     return f"its name is too long for its result\n  Shorten it by {-spare} bytes." if spare < 0 else None
-
-
-def examine(
-    case_id: str,
-    image: Nifti1Image,
-    mask: Nifti1Image,
-    *,
-    names: tuple[str, ...],
-    more_masks: Sequence[Nifti1Image] = (),
-    brain: Nifti1Image | None = None,
-    reading: MaskReading = UNAMBIGUOUS,
-) -> LoadedCase:
-    """Validate an image and its masks, and return them as a case.
-
-    Args:
-        case_id: name of the case in messages.
-        image: the scan.
-        mask: its lesion mask.
-        names: what messages call the image, the mask and each of ``more_masks``.
-        more_masks: further lesion masks; all are joined.
-        brain: its brain mask, if it is a whole head.
-        reading: how the values of the masks are interpreted.
-
-    Raises:
-        CaseError: listing every problem.
-    """
-    masks = dict(zip(names[1:], (mask, *more_masks), strict=True))
-    for name, given in {names[0]: image, **masks, **({"brain mask": brain} if brain else {})}.items():
-        nifti.check(given, name)
-    image_XYZ = nifti.values(image)
-    problems = [line for name, each in masks.items() for line in _grid_problems((names[0], name), image, each)]
-    problems += _image_problems(names[0], image_XYZ)
-    brain_XYZ = None if brain is None else _brain(brain, image, problems)
-    mask_XYZ, warnings = _lesion(masks, reading, partial(_replaced, image_XYZ, brain_XYZ), image_XYZ, problems)
-    if problems:
-        raise CaseError(f"{case_id}: " + "\n  ".join(problems))
-    warnings += _image_warnings(image, image_XYZ, mask_XYZ, brain_XYZ)
-    for warning in warnings:
-        log.warning("%s: %s", case_id, warning)
-    return LoadedCase(case_id, image, image_XYZ, mask_XYZ, warnings, brain_XYZ)
-
-
-def _brain(brain: Nifti1Image, image: Nifti1Image, problems: list[str]) -> np.ndarray:
-    """Return a brain mask on the grid of the scan, bool, and append to the problems.
-
-    On another grid, such as fMRIPrep's, the nearest voxels are taken.
-    """
-    if brain.shape[:3] != image.shape[:3] or not same_affine(brain, image):
-        brain = resample_from_to(brain, (image.shape[:3], image.affine), order=0)
-    brain_XYZ = nifti.values(brain) > 0.5
-    if not brain_XYZ.any():
-        problems.append("the brain mask is empty, or elsewhere than the scan\n  Give a mask of this scan.")
-    return brain_XYZ
-
-
-def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image) -> Iterator[str]:
-    if image.shape[:3] == mask.shape[:3] and same_affine(image, mask):
-        return
-    lines = [
-        f"{name}   {nifti.format_shape(i.shape)}, origin {_numbers(a[:3, 3])}, axes {_numbers(a[:3, :3].ravel())}"
-        for name, i, a in zip(names, (image, mask), map(nifti.affine_mm, (image, mask)), strict=True)
-    ]
-    advice = "Shapes must be equal, and affines within 0.001. Resample the mask onto the image (nearest neighbour)."
-    yield "\n  ".join(["mask and image lie on different grids", *lines, advice])
-
-
-def same_affine(one: Nifti1Image, other: Nifti1Image) -> bool:
-    """Return whether two affines are equal, or their entries in millimetres differ by at most AFFINE_TOLERANCE."""
-    first, second = nifti.affine_mm(one), nifti.affine_mm(other)
-    return np.array_equal(one.affine, other.affine) or np.allclose(first, second, rtol=0, atol=AFFINE_TOLERANCE)
-
-
-def _image_problems(name: str, image_XYZ: np.ndarray) -> Iterator[str]:
-    bad = np.count_nonzero(~np.isfinite(image_XYZ))
-    if bad:
-        yield f"{bad:,} NaN or infinite voxels in {name}\n  Repair the scan (0 is background)."
-    elif image_XYZ.min() == image_XYZ.max():
-        yield f"{name} is {image_XYZ.flat[0]:g} everywhere\n  Export the scan again: it is empty."
-
-
-def _lesion(
-    masks: dict[str, Nifti1Image],
-    reading: MaskReading,
-    replaced: lesion.Share,
-    image_XYZ: np.ndarray,
-    problems: list[str],
-) -> tuple[np.ndarray, list[str]]:
-    """Join the lesions of all masks; return them and warnings, and append to the problems.
-
-    Masks are compared with the image only if it has no problems so far.
-    """
-    share = None if problems else replaced
-    lesions, warnings = [], []
-    for name, mask in masks.items():
-        try:
-            lesion_XYZ, warning = lesion.lesion_of(nifti.values(mask), reading, name=name, share=share)
-        except CaseError as error:
-            problems.append(str(error))
-        else:
-            lesions.append(lesion_XYZ)
-            warnings.append(warning)
-    if problems or not share:
-        return np.zeros(0, bool), []
-    mask_XYZ = np.logical_or.reduce(lesions)
-    try:
-        warnings.append(_extent(mask_XYZ, image_XYZ, replaced, reading, " and ".join(masks)))
-    except CaseError as error:
-        problems.append(str(error))
-    return mask_XYZ, [warning for warning in warnings if warning]
-
-
-def _extent(
-    mask_XYZ: np.ndarray,
-    image_XYZ: np.ndarray,
-    replaced: lesion.Share,
-    reading: MaskReading,
-    name: str,
-) -> str:
-    """Return a warning if the mask is empty or large.
-
-    Raises:
-        CaseError: it is too large.
-    """
-    if not mask_XYZ.any():
-        return "the mask is empty: the output is the input"
-    left = image_XYZ[~mask_XYZ]
-    if left.size == 0 or left.min() == left.max():
-        raise CaseError(
-            f"{name} covers the whole brain\n  No tissue is left: give a smaller mask, or invert it with --invert-mask."
-        )
-    return lesion.extent(replaced(mask_XYZ), reading, name)
-
-
-def _replaced(image_XYZ: np.ndarray, brain_XYZ: np.ndarray | None, mask_XYZ: np.ndarray) -> float:
-    """Return the share of the brain that a mask replaces; voxels of the mask count as brain."""
-    tissue_XYZ = Background.of(image_XYZ, mask_XYZ).foreground(image_XYZ) if brain_XYZ is None else brain_XYZ
-    return float(mask_XYZ.sum() / max(1, (mask_XYZ | tissue_XYZ).sum()))
-
-
-def _image_warnings(
-    image: Nifti1Image, image_XYZ: np.ndarray, mask_XYZ: np.ndarray, brain_XYZ: np.ndarray | None
-) -> Iterator[str]:
-    if image.ndim > 3:
-        yield "a trailing axis of length one is dropped, and restored in the output"
-    if not (image.header["qform_code"] or image.header["sform_code"]):
-        axes = "".join(nib.aff2axcodes(image.affine))
-        yield f"no orientation in its header (qform and sform codes are 0): {axes} is assumed; check left and right"
-    background = Background.of(image_XYZ, mask_XYZ)
-    tissue_XYZ = background.foreground(image_XYZ)
-    if brain_XYZ is not None:
-        yield from _brain_warnings(image, brain_XYZ)
-        yield from _place_warnings(image, tissue_XYZ & brain_XYZ & ~mask_XYZ, mask_XYZ)
-        return
-    yield from _place_warnings(image, tissue_XYZ & ~mask_XYZ, mask_XYZ)
-    if tissue_XYZ.mean() > MAX_FOREGROUND:
-        yield "no background around the brain; the intensities are scaled for scans with background 0"
-        return
-    bright_XYZ = tissue_XYZ & (abs(image_XYZ - background.level) > BRIGHT * _brightness(image_XYZ, background))
-    if _millilitres(bright_XYZ, image) > MAX_BRAIN_ML:
-        yield (
-            "probably not skull-stripped, and the network knows only brains: the fill will be wrong; make a brain mask"
-            " (SynthStrip: mri_synthstrip -i T1 -m MASK; HD-BET: hd-bet -i T1 -o BRAIN --save_bet_mask) and give it"
-            " with --brain-mask"
-        )
-    elif any(face.mean() > MAX_ON_FACE for face in faces(bright_XYZ | mask_XYZ)):
-        yield "the brain is cropped by the edge of the image; the fill near that edge will be worse"
-
-
-def _brain_warnings(image: Nifti1Image, brain_XYZ: np.ndarray) -> Iterator[str]:
-    millilitres = _millilitres(brain_XYZ, image)
-    if millilitres > MAX_BRAIN_ML:
-        yield f"the brain mask has {millilitres:,.0f} ml, more than any brain: is it inverted, or the head's?"
-
-
-def _brightness(image_XYZ: np.ndarray, background: Background) -> float:
-    """Return the 99.9th percentile of the distance to the background's intensity, without padding."""
-    return float(np.percentile(abs(image_XYZ - background.floor).ravel(order="K"), 99.9))
-
-
-def _millilitres(where_XYZ: np.ndarray, image: Nifti1Image) -> float:
-    return float(np.count_nonzero(where_XYZ) * voxel_sizes(nifti.affine_mm(image)).prod() / 1000)
-
-
-def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:
-    """Warn if the mask has no tissue around it, or covers whole slices."""
-    if not mask_XYZ.any():
-        return
-    if not tissue_XYZ[bounding_box(mask_XYZ, margin=2)].any():
-        yield "there is no brain around the mask: is it the right mask?"
-    axial = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
-    in_plane = tuple(axis for axis in range(3) if axis != axial)
-    buried = np.count_nonzero(mask_XYZ.any(in_plane) & ~tissue_XYZ.any(in_plane))
-    if buried:
-        yield f"the mask leaves no brain in {buried} of its slices; these are filled without context"
-
-
-def _numbers(values: np.ndarray) -> str:
-    return "(" + ", ".join(f"{v:g}" for v in values) + ")"

@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
 from brats_inpainting.data import nifti
-from brats_inpainting.data.cases import LoadedCase
+from brats_inpainting.data.validation import LoadedCase
 from brats_inpainting.errors import CaseError
 from brats_inpainting.files import atomic_write
 

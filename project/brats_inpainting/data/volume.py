@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from brats_inpainting.data import nifti
 from brats_inpainting.data.background import Background
-from brats_inpainting.data.cases import LoadedCase
 from brats_inpainting.data.grid import Grid
 from brats_inpainting.data.transforms import Frame, Intensity, Orientation, bounding_box
+from brats_inpainting.data.validation import LoadedCase
 from brats_inpainting.errors import CaseError
 
 log = logging.getLogger(__name__)
