@@ -257,5 +257,5 @@ def sibling_path(case: Case, kind: str) -> Path | None:
     ``None`` if the inputs do not follow the challenge's names.
     """
     given, pattern, new = (case.image, "[-_]voided", "") if kind == "t1n" else (case.mask, "mask", kind)
-    name, found = re.subn(rf"(?i){pattern}(?=\.nii)", new, given.name)
+    name, found = re.subn(rf"(?i){pattern}(?=\.(nii|mgz))", new, given.name)
     return given.with_name(name) if found else None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import SpatialImage
 
 from brats_inpainting import batch, concurrent, config, memory
 from brats_inpainting.concurrent import OnPass
@@ -112,7 +112,7 @@ class Inpainter:
         Args:
             image: T1 volume, X × Y × Z, as an array in LPS order with 1 mm voxels, or as a NIfTI image (or its path) in
                 any orientation; skull-stripped, background 0; what is inside the mask is ignored.
-            mask: likewise; 0 and 1, or shares, of which more than 0.5 counts as mask.
+            mask: likewise, or an array on the grid of the image; 0 and 1, or shares, cut at 0.5.
             brain: likewise; the brain mask of a scan that is a whole head.
             reading: what the values of a mask with others mean.
             seed: 0 or more; results depend on it, and on nothing else that is random.
@@ -124,12 +124,13 @@ class Inpainter:
             CaseError: naming every reason why the scan cannot be processed.
         """
         started = time.perf_counter()
+        given = nifti.as_image(image)
         loaded = validation.examine(
             "the scan",
-            nifti.as_image(image),
-            nifti.as_image(mask),
+            given,
+            nifti.as_image(mask, given.affine),
             names=("image", "mask"),
-            brain=None if brain is None else nifti.as_image(brain),
+            brain=None if brain is None else nifti.as_image(brain, given.affine),
             reading=reading,
         )
         scan = volume.prepare(loaded, dilate=self.dilate, resample=self.resample)
@@ -138,7 +139,7 @@ class Inpainter:
         sampled = time.perf_counter()
         filled = self.finish(stack)
         timings = {"prepare": prepared - started, "fill": sampled - prepared, "finish": time.perf_counter() - sampled}
-        like = output.image_like if isinstance(image, str | Path | Nifti1Image) else output.array_like
+        like = output.image_like if isinstance(image, str | Path | SpatialImage) else output.array_like
         std = None if filled.std_XYZ is None else like(loaded, filled.std_XYZ)
         return Inpainting(like(loaded, filled.volume_XYZ), std, timings)
 

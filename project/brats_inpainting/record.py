@@ -95,7 +95,9 @@ class Record:
             self.cases = {case.id: {"output": target.name, **unknown} for target, case in existing.items()}
             return set(existing)
         stored = _read(path)
-        before = {"precision": "fp32"} | stored["settings"]  # older records have none
+        before = {"precision": "fp32"} | stored["settings"]  # older records have none of these
+        if "sampling" in before:
+            before["sampling"] = {"resample": True} | before["sampling"]
         names = dict.fromkeys([*self.settings, *stored["settings"]])
         if differing := [name for name in names if before.get(name) != self.settings.get(name)]:
             raise ConfigError(

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_inpainting.data import cases, volume
+from brats_inpainting.data import cases, validation, volume
 from brats_inpainting.data.cases import Case
 from brats_inpainting.data.lesion import MaskReading
 from brats_inpainting.data.nifti import LPS
@@ -339,3 +339,23 @@ def test_all_masks_of_a_scan_are_checked_and_joined(case, tmp_path):
     write(more, np.zeros((64, 64, 11), np.uint8))
     with pytest.raises(CaseError, match=r"different grids(.|\n)*more.nii.gz   64×64×11"):
         cases.load(replace(case, more_masks=(more,)))
+
+
+@pytest.mark.parametrize("name", ["brain-mask.nii.gz", "T1_bet_mask.nii.gz", "brainmask.nii.gz", "x-brainmask.nii"])
+def test_a_brain_mask_of_another_tool_is_never_the_lesion(tmp_path, name):
+    (tmp_path / "p1").mkdir()
+    for other in ("T1.nii.gz", "lesion.nii.gz", name):
+        write(tmp_path / "p1" / other, brain(SHAPE))
+    (found,) = cases.find(tmp_path)
+    assert found.id == "p1"
+    with pytest.raises(CaseError, match=r"p1-t1n-voided.nii.gz"):
+        cases.load(found)
+
+
+def test_a_mask_of_the_brain_of_a_head_is_refused():
+    shape = (80, 80, 60)
+    head, inner = (ball(shape, (0.5, 0.5, 0.5), radius) for radius in (0.48, 0.3))
+    affine = np.diag([-3.0, -3, 3, 1])
+    images = (nib.Nifti1Image(np.float32(500 * head), affine), nib.Nifti1Image(np.uint8(inner), affine))
+    with pytest.raises(CaseError, match="would replace 7"):
+        validation.examine("x", *images, names=("image", "mask"))

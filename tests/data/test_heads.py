@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brats_inpainting.data import validation, volume
+from brats_inpainting.data.lesion import MaskReading
 from brats_inpainting.data.nifti import LPS
 
 from ..conftest import RandomOutput, ball, inpainter, lesion
@@ -133,3 +134,65 @@ def test_a_tilted_head_is_filled_on_its_nearest_axes():
         for tilt in (0, np.pi / 4 - 0.01)
     )
     np.testing.assert_array_equal(straight.image_SHW, tilted.image_SHW)
+
+
+def test_a_grown_or_protruding_lesion_keeps_the_skull_where_the_network_finds_no_tissue():
+    shape = (64, 64, 32)
+    image_XYZ, brain_XYZ = head(shape)
+    mask_XYZ = ball(shape, (0.83, 0.5, 0.5), 0.06)  # across the brain's edge at 0.86
+    loaded = examined(image_XYZ, mask_XYZ, brain_XYZ)
+    scan = volume.prepare(loaded, dilate=4)
+    outside_XYZ = mask_XYZ & ~brain_XYZ
+    assert outside_XYZ.any()
+    assert (scan.mask_XYZ <= mask_XYZ | brain_XYZ).all()
+    filled_XYZ = scan.inside(np.zeros_like(scan.image_SHW))
+    assert (filled_XYZ[outside_XYZ] == loaded.image_XYZ[outside_XYZ]).all()
+    assert (filled_XYZ[mask_XYZ & brain_XYZ] != loaded.image_XYZ[mask_XYZ & brain_XYZ]).mean() > 0.9
+
+
+def test_a_brain_mask_with_another_grid_unit_or_axis_is_brought_to_the_scan():
+    shape = (40, 36, 32)
+    image_XYZ, brain_XYZ = head(shape)
+    scan, mask = nib.Nifti1Image(image_XYZ.astype(np.float32), LPS), nib.Nifti1Image(np.uint8(lesion(shape)), LPS)
+    brain = nib.as_closest_canonical(nib.Nifti1Image(np.uint8(brain_XYZ), LPS))
+    brain = nib.Nifti1Image(np.asarray(brain.dataobj)[..., None], brain.affine)
+    for image in (scan, mask):
+        image.header.set_xyzt_units("mm")
+    metres = nib.Nifti1Image(np.asarray(brain.dataobj), np.diag([1e-3, 1e-3, 1e-3, 1]) @ brain.affine)
+    metres.header.set_xyzt_units("meter")
+    for other in (brain, metres):
+        loaded = validation.examine("x", scan, mask, names=("image", "mask"), brain=other)
+        assert (loaded.brain_XYZ == brain_XYZ).all()
+        assert "another grid" in loaded.warnings[-1]
+
+
+def test_arrays_given_with_an_image_lie_on_its_grid():
+    shape = (40, 36, 32)
+    image_XYZ, brain_XYZ = head(shape)
+    image = nib.Nifti1Image(image_XYZ.astype(np.float32), affine_of("RAS"))
+    others = [nib.Nifti1Image(np.uint8(a), image.affine) for a in (lesion(shape), brain_XYZ)]
+    machine = inpainter()
+    as_images = machine.inpaint(image, others[0], brain=others[1]).image
+    as_arrays = machine.inpaint(image, lesion(shape), brain=brain_XYZ).image
+    np.testing.assert_array_equal(np.asarray(as_images.dataobj), np.asarray(as_arrays.dataobj))
+
+
+def test_an_inverted_mask_of_tissue_leaves_the_air():
+    shape = (40, 36, 32)
+    image_XYZ, brain_XYZ = head(shape)
+    stripped, healthy = np.where(brain_XYZ, image_XYZ, 0), brain_XYZ & ~lesion(shape)
+    for brain in (None, nib.Nifti1Image(np.uint8(brain_XYZ), LPS)):
+        scan = nib.Nifti1Image((stripped if brain is None else image_XYZ).astype(np.float32), LPS)
+        mask = nib.Nifti1Image(np.uint8(healthy), LPS)
+        reading = MaskReading(invert=True)
+        loaded = validation.examine("x", scan, mask, names=("image", "mask"), brain=brain, reading=reading)
+        assert (loaded.mask_XYZ == lesion(shape)).all()
+
+
+def test_a_noisy_head_with_a_border_of_zeros_is_recognized():
+    shape, rng = (80, 80, 60), np.random.default_rng(0)
+    image_XYZ = np.where(ball(shape, CENTRE, 0.45), rng.uniform(300, 1000, shape), 0)
+    image_XYZ = np.hypot(image_XYZ + rng.normal(0, 12, shape), rng.normal(0, 12, shape))
+    bordered_XYZ = np.pad(image_XYZ[1:-1, 1:-1, 1:-1], 1)
+    loaded = examined(bordered_XYZ, lesion(shape), affine=np.diag([-3.0, -3, 3, 1]))
+    assert "not skull-stripped" in " ".join(loaded.warnings)

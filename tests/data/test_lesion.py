@@ -34,9 +34,10 @@ def test_shares_are_cut_at_one_half_also_with_the_overshoot_of_splines(low, high
 
 @pytest.mark.parametrize("value", [0.5, 0.4])
 def test_one_half_is_not_lesion(value):
-    mask_XYZ, warning = read(MASK * value)
-    assert not mask_XYZ.any()
+    mask_XYZ, warning = read(MASK + OTHER * value)
+    assert (mask_XYZ == MASK).all()
     assert "voxels above 0.5 are filled" in warning
+    assert f"has values up to {value}, none above 0.5" in refused(MASK * value)
 
 
 @pytest.mark.parametrize("value", [2, 99, 255, 2.55, 65535, 255.0005])
@@ -54,7 +55,6 @@ def test_several_labels_are_refused_with_their_voxels():
     told = refused(1 * MASK + 41 * OTHER)
     assert f"1 ({MASK.sum()} voxels), 41 ({OTHER.sum()} voxels), together" in told
     assert "--label 41 (repeat, or use commas)" in told
-    assert "--threshold 20.5" in told
     assert refused(np.arange(MASK.size)).count("voxels)") == 6
     assert "6 (1 voxels), …" in refused(np.arange(MASK.size))
 
@@ -110,3 +110,14 @@ def test_settings_name_what_is_not_the_default():
     assert UNAMBIGUOUS.settings() == {}
     assert MaskReading((1, 4), None, invert=True).settings() == {"labels": [1, 4], "invert": True}
     assert MaskReading(threshold=0.0).settings() == {"threshold": 0.0}
+
+
+def test_a_label_that_is_not_there_is_named():
+    mask_XYZ, warning = read(MASK + 4 * OTHER, labels=(1, 3))
+    assert (mask_XYZ == MASK).all()
+    assert "the mask has no label 3; its values: 1 (" in warning
+
+
+def test_all_labels_are_suggested_unless_they_are_most_of_the_brain():
+    assert "all of them: --label 1,4" in refused(MASK + 4 * OTHER)
+    assert "all of them" not in refused(np.where(MASK, 1, 2))

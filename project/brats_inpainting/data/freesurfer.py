@@ -35,7 +35,8 @@ def header_of(start: bytes, name: str) -> MGHHeader:
 def as_nifti(header: MGHHeader, affine: np.ndarray, source: Source) -> Nifti1Image:
     """Return a volume as a NIfTI image whose voxels are read when they are needed.
 
-    Its sform and qform have code 1, its unit is mm, and its FreeSurfer header is kept for ``write``.
+    Its sform and qform have code 1 if its orientation is known, its unit is mm, and ``write`` finds its FreeSurfer
+    header.
     """
     source.seek(header.get_footer_offset())
     complete = MGHHeader(header.binaryblock[: header_dtype.itemsize] + source.read(footer_dtype.itemsize))
@@ -43,8 +44,9 @@ def as_nifti(header: MGHHeader, affine: np.ndarray, source: Source) -> Nifti1Ima
     nifti.set_data_shape(header.get_data_shape())
     nifti.set_data_dtype(header.get_data_dtype())
     nifti.set_xyzt_units("mm")
-    nifti.set_sform(affine, 1)
-    nifti.set_qform(affine, 1)
+    code = int(header["goodRASFlag"] != 0)  # otherwise coronal slices are assumed
+    nifti.set_sform(affine, code)
+    nifti.set_qform(affine, code)
     voxels = ArrayProxy(source, (nifti.get_data_shape(), header.get_data_dtype(), header.get_data_offset()), mmap=False)
     where = {"image": FileHolder(str(source.path))}
     return Nifti1Image(voxels, affine, nifti, extra={HEADER: complete}, file_map=where)

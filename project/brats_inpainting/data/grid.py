@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from brats_inpainting.data.transforms import bounding_box
 
-TOLERANCE = 0.05  # mm; voxels within it count as 1 mm
+TOLERANCE = 0.05 + 1e-6  # mm; voxels within it count as 1 mm; headers are float32
 MARGIN = 8  # voxels around the mask in which the nearest tissue is looked for
 
 

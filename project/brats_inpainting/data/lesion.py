@@ -70,6 +70,8 @@ def lesion_of(
     warning = ""
     if reading.labels:
         mask_XYZ = np.isin(np.rint(values_XYZ), reading.labels)
+        if absent := sorted({*reading.labels} - {*np.unique(np.rint(values_XYZ)).tolist()}):
+            warning = f"the mask has no label {', '.join(map(str, absent))}; its values: {_values(values_XYZ)}"
     elif reading.threshold is not None:
         mask_XYZ = values_XYZ > reading.threshold
     else:
@@ -81,13 +83,14 @@ def lesion_of(
     return mask_XYZ, warning
 
 
-def extent(share: float, reading: MaskReading, name: str) -> str:
+def extent(share: float, reading: MaskReading, name: str, *, brain: bool = False) -> str:
     """Return a warning if a mask that was chosen by options replaces most of the brain, else nothing.
 
     Args:
         share: of the brain that the mask replaces.
         reading: how its values were interpreted.
         name: what messages call the mask.
+        brain: whether the share is that of a brain mask.
 
     Raises:
         CaseError: it replaces most of the brain, and no option was given.
@@ -95,9 +98,10 @@ def extent(share: float, reading: MaskReading, name: str) -> str:
     if share <= TOO_MUCH:
         return ""
     if reading == UNAMBIGUOUS:
+        swapped = "Is it the brain mask, or is the brain mask wrong? " if brain else ""
         raise CaseError(
             f"{name} would replace {_percent(share)} of the brain\n"
-            "  If it marks healthy tissue, use --invert-mask; if it is right, --threshold 0.5."
+            f"  {swapped}If it marks healthy tissue, use --invert-mask; if it is right, --threshold 0.5."
         )
     return f"the mask replaces {_percent(share)} of the brain"
 
@@ -107,11 +111,14 @@ def _check_range(values_XYZ: np.ndarray, reading: MaskReading, name: str) -> Non
     chosen = bool(reading.labels) or reading.threshold is not None
     if np.isinf(values_XYZ).any():
         what = "infinite"
-    elif np.isnan(values_XYZ).any() or (values_XYZ.min() < LOWEST and not chosen):
+    elif np.isnan(values_XYZ).any() or (values_XYZ.min() < LOWEST * max(1.0, values_XYZ.max()) and not chosen):
         what = "negative or NaN"
     else:
         return
-    raise CaseError(f"{name} has {what} values\n  A mask is 1 where tissue is to be filled, 0 elsewhere.")
+    raise CaseError(
+        f"{name} has {what} values\n"
+        "  A mask is 1 where tissue is to be filled, 0 elsewhere; --threshold chooses values."
+    )
 
 
 def _unambiguous(values_XYZ: np.ndarray, name: str, share: Share | None) -> tuple[np.ndarray, str]:
@@ -119,6 +126,11 @@ def _unambiguous(values_XYZ: np.ndarray, name: str, share: Share | None) -> tupl
     if values_XYZ.max() <= HIGHEST:
         binary = (abs(values_XYZ - np.rint(values_XYZ)) <= WHOLE).all()
         warning = "" if binary else "the mask contains values other than 0 and 1; voxels above 0.5 are filled"
+        if not (values_XYZ > 0.5).any() and values_XYZ.max() > WHOLE:
+            raise CaseError(
+                f"{name} has values up to {values_XYZ.max():.3g}, none above 0.5\n"
+                "  Choose what is filled with --threshold, such as half of that."
+            )
         return values_XYZ > 0.5, warning
     found, _ = _count(values_XYZ)
     top = float(found[-1])
@@ -126,16 +138,24 @@ def _unambiguous(values_XYZ: np.ndarray, name: str, share: Share | None) -> tupl
         return values_XYZ > top / 2, f"the mask marks the lesion with {top:g} instead of 1"
     half = 50 if PERCENT[0] < top <= PERCENT[1] else top / 2
     if (found == np.rint(found)).all():
-        much = f", together {_percent(share(values_XYZ > 0.5))} of the brain" if share else ""
-        raise CaseError(
-            f"{name} has labels {_values(values_XYZ)}{much}\n"
-            f"  Choose the lesion's with --label {top:g} (repeat, or use commas); "
-            f"for a probability in percent use --threshold {half:g}."
-        )
+        raise _labels(values_XYZ, found, name, share)
     much = f", {_percent(share(values_XYZ > top / 2))} of the brain above half of that" if share else ""
     raise CaseError(
         f"{name} has values from {values_XYZ.min():.3g} to {top:.4g}{much}\n"
         f"  A probability in percent? Use --threshold {half:g}: larger values are filled."
+    )
+
+
+def _labels(values_XYZ: np.ndarray, found: np.ndarray, name: str, share: Share | None) -> CaseError:
+    """Return the error of a mask with several integers, with the options that may be meant."""
+    part = share(values_XYZ > 0.5) if share else 1.0
+    much = f", together {_percent(part)} of the brain" if share else ""
+    listed = ",".join(f"{value:g}" for value in found)
+    together = f"; all of them: --label {listed}" if part <= TOO_MUCH and found.size <= LISTED else ""
+    percent = f"; a probability in percent: --threshold {PERCENT[0]}" if PERCENT[0] < found[-1] <= PERCENT[1] else ""
+    return CaseError(
+        f"{name} has labels {_values(values_XYZ)}{much}\n"
+        f"  Choose the lesion's with --label {found[-1]:g} (repeat, or use commas){together}{percent}."
     )
 
 

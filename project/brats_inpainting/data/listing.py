@@ -8,6 +8,7 @@ from pathlib import Path
 
 ENDING = r"\.(nii(\.gz)?|mgz)"
 FILE = re.compile(rf"(?P<id>.+?)[-_](?P<kind>t1n[-_]voided|brain[-_]mask|mask){ENDING}", re.IGNORECASE | re.DOTALL)
+BRAIN = re.compile(rf"(.*[-_])?(brain|bet)[-_]?mask{ENDING}", re.IGNORECASE | re.DOTALL)  # of brain extraction tools
 KINDS = {"t1n": "image", "bra": "brain", "mas": "mask"}  # by their first letters
 NEEDED = {"image", "mask"}
 EXPECTED = {"image": "t1n-voided", "mask": "mask"}
@@ -19,7 +20,8 @@ SIMILAR = {"image": ("t1n",), "mask": ("mask-healthy", "seg", "mask-unhealthy")}
 def parse(name: str) -> tuple[str, str] | None:
     """Return the id of the case and the kind of a file, ``image``, ``mask`` or ``brain``; None for other files."""
     match = FILE.fullmatch(name)
-    return (match["id"], KINDS[match["kind"][:3].lower()]) if match else None
+    kind = KINDS[match["kind"][:3].lower()] if match else ""
+    return (match["id"], kind) if match and not (kind == "mask" and BRAIN.fullmatch(name)) else None
 
 
 def expected(case_id: str, kind: str) -> str:

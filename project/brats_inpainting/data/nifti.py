@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy, is_proxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
-from nibabel.freesurfer.mghformat import MGHHeader
+from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.openers import Opener
@@ -91,20 +91,22 @@ def read(path: Path) -> Nifti1Image:
         raise CaseError(f"{path.name}: not a NIfTI file, or damaged ({error}). Export it again.") from error
 
 
-def as_image(given: Any) -> SpatialImage:
-    """Read a path, or wrap an array as an LPS volume with 1 mm voxels; images are returned unchanged.
+def as_image(given: Any, affine: np.ndarray = LPS) -> SpatialImage:
+    """Read a path, or wrap an array as a volume with an affine; NIfTI images are returned unchanged.
 
     Raises:
         CaseError: the file cannot be read, or the array is not numeric.
     """
     if isinstance(given, str | Path):
         return read(Path(given))
+    if isinstance(given, MGHImage):
+        return Nifti1Image(given.dataobj, given.affine)
     if isinstance(given, SpatialImage):
         return given
     values = np.asarray(given)
     if values.dtype.kind not in "biuf":
         raise CaseError(f"image or mask: {type(given).__name__}, neither numbers nor an image\n  Read it with nibabel.")
-    return Nifti1Image(values.astype(np.float32), LPS)
+    return Nifti1Image(values.astype(np.float32), affine)
 
 
 def check(image: object, name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -22,9 +21,11 @@ from brats_inpainting.errors import CaseError
 log = logging.getLogger(__name__)
 
 AFFINE_TOLERANCE = 1e-3
+AVERAGE_BRAIN_ML = 1500
 MAX_BRAIN_ML = 2300  # a larger foreground is taken for a head that is not skull-stripped
 MAX_FOREGROUND = 0.9  # of the voxels; more means that there is no background
 BRIGHT = 0.05  # of the brightest tissue; darker voxels can be air
+MOSTLY = 0.5  # of the faces; a mask there marks air
 MAX_ON_FACE = 0.05  # of a face; more tissue there means a cropped brain
 
 
@@ -81,10 +82,12 @@ def examine(
     problems = [line for name, each in masks.items() for line in _grid_problems((names[0], name), image, each)]
     problems += _image_problems(names[0], image_XYZ)
     brain_XYZ = None if brain is None else _brain(brain, image, problems)
-    mask_XYZ, warnings = _lesion(masks, reading, partial(_replaced, image_XYZ, brain_XYZ), image_XYZ, problems)
+    mask_XYZ, warnings = _lesion(masks, reading, _Known(image_XYZ, brain_XYZ, _voxel_ml(image)), problems)
     if problems:
         raise CaseError(f"{case_id}: " + "\n  ".join(problems))
     warnings += _image_warnings(image, image_XYZ, mask_XYZ, brain_XYZ)
+    if brain is not None and not _same_grid(brain, image):
+        warnings.append("the brain mask is on another grid than the scan: its nearest voxels are used")
     for warning in warnings:
         log.warning("%s: %s", case_id, warning)
     return LoadedCase(case_id, image, image_XYZ, mask_XYZ, warnings, brain_XYZ)
@@ -95,23 +98,32 @@ def _brain(brain: Nifti1Image, image: Nifti1Image, problems: list[str]) -> np.nd
 
     On another grid, such as fMRIPrep's, the nearest voxels are taken.
     """
-    if brain.shape[:3] != image.shape[:3] or not same_affine(brain, image):
-        brain = resample_from_to(brain, (image.shape[:3], image.affine), order=0)
     brain_XYZ = nifti.values(brain) > 0.5
+    if not _same_grid(brain, image):
+        own = Nifti1Image(brain_XYZ.astype(np.uint8), nifti.affine_mm(brain))
+        resampled = resample_from_to(own, (image.shape[:3], nifti.affine_mm(image)), order=0)
+        brain_XYZ = np.asanyarray(resampled.dataobj) > 0
     if not brain_XYZ.any():
         problems.append("the brain mask is empty, or elsewhere than the scan\n  Give a mask of this scan.")
     return brain_XYZ
 
 
 def _grid_problems(names: tuple[str, str], image: Nifti1Image, mask: Nifti1Image) -> Iterator[str]:
-    if image.shape[:3] == mask.shape[:3] and same_affine(image, mask):
+    if _same_grid(image, mask):
         return
     lines = [
         f"{name}   {nifti.format_shape(i.shape)}, origin {_numbers(a[:3, 3])}, axes {_numbers(a[:3, :3].ravel())}"
         for name, i, a in zip(names, (image, mask), map(nifti.affine_mm, (image, mask)), strict=True)
     ]
-    advice = "Shapes must be equal, and affines within 0.001. Resample the mask onto the image (nearest neighbour)."
+    advice = (
+        "Shapes must be equal, and affines within 0.001. Resample the mask onto the image, such as\n"
+        "  antsApplyTransforms -d 3 -n NearestNeighbor -i MASK -r SCAN -o NEW_MASK."
+    )
     yield "\n  ".join(["mask and image lie on different grids", *lines, advice])
+
+
+def _same_grid(one: Nifti1Image, other: Nifti1Image) -> bool:
+    return bool(one.shape[:3] == other.shape[:3] and same_affine(one, other))
 
 
 def same_affine(one: Nifti1Image, other: Nifti1Image) -> bool:
@@ -128,18 +140,38 @@ def _image_problems(name: str, image_XYZ: np.ndarray) -> Iterator[str]:
         yield f"{name} is {image_XYZ.flat[0]:g} everywhere\n  Export the scan again: it is empty."
 
 
+@dataclass(frozen=True)
+class _Known:
+    """The scan with which a mask is compared."""
+
+    image_XYZ: np.ndarray
+    brain_XYZ: np.ndarray | None
+    voxel_ml: float
+
+    def tissue(self, mask_XYZ: np.ndarray) -> np.ndarray:
+        """Return the brain mask, or what differs from the background, which is found outside a mask."""
+        if self.brain_XYZ is not None:
+            return self.brain_XYZ
+        return Background.of(self.image_XYZ, mask_XYZ).foreground(self.image_XYZ)
+
+    def replaced(self, mask_XYZ: np.ndarray) -> float:
+        """Return the share of the brain that a mask replaces; voxels of the mask count as brain.
+
+        Of a whole head without a brain mask, the brain is an average one.
+        """
+        all_ml = float((mask_XYZ | self.tissue(mask_XYZ)).sum()) * self.voxel_ml
+        brain_ml = all_ml if all_ml <= MAX_BRAIN_ML else AVERAGE_BRAIN_ML
+        return min(1.0, float(mask_XYZ.sum()) * self.voxel_ml / max(brain_ml, self.voxel_ml))
+
+
 def _lesion(
-    masks: dict[str, Nifti1Image],
-    reading: MaskReading,
-    replaced: lesion.Share,
-    image_XYZ: np.ndarray,
-    problems: list[str],
+    masks: dict[str, Nifti1Image], reading: MaskReading, known: _Known, problems: list[str]
 ) -> tuple[np.ndarray, list[str]]:
     """Join the lesions of all masks; return them and warnings, and append to the problems.
 
     Masks are compared with the image only if it has no problems so far.
     """
-    share = None if problems else replaced
+    share = None if problems else known.replaced
     lesions, warnings = [], []
     for name, mask in masks.items():
         try:
@@ -152,20 +184,16 @@ def _lesion(
     if problems or not share:
         return np.zeros(0, bool), []
     mask_XYZ = np.logical_or.reduce(lesions)
+    if reading.invert and np.mean([face.mean() for face in faces(mask_XYZ)]) > MOSTLY:
+        mask_XYZ &= known.tissue(np.zeros_like(mask_XYZ))  # the inverse of a mask of tissue alone has all the air
     try:
-        warnings.append(_extent(mask_XYZ, image_XYZ, replaced, reading, " and ".join(masks)))
+        warnings.append(_extent(mask_XYZ, known, reading, " and ".join(masks)))
     except CaseError as error:
         problems.append(str(error))
     return mask_XYZ, [warning for warning in warnings if warning]
 
 
-def _extent(
-    mask_XYZ: np.ndarray,
-    image_XYZ: np.ndarray,
-    replaced: lesion.Share,
-    reading: MaskReading,
-    name: str,
-) -> str:
+def _extent(mask_XYZ: np.ndarray, known: _Known, reading: MaskReading, name: str) -> str:
     """Return a warning if the mask is empty or large.
 
     Raises:
@@ -173,18 +201,12 @@ def _extent(
     """
     if not mask_XYZ.any():
         return "the mask is empty: the output is the input"
-    left = image_XYZ[~mask_XYZ]
+    left = known.image_XYZ[~mask_XYZ]
     if left.size == 0 or left.min() == left.max():
         raise CaseError(
             f"{name} covers the whole brain\n  No tissue is left: give a smaller mask, or invert it with --invert-mask."
         )
-    return lesion.extent(replaced(mask_XYZ), reading, name)
-
-
-def _replaced(image_XYZ: np.ndarray, brain_XYZ: np.ndarray | None, mask_XYZ: np.ndarray) -> float:
-    """Return the share of the brain that a mask replaces; voxels of the mask count as brain."""
-    tissue_XYZ = Background.of(image_XYZ, mask_XYZ).foreground(image_XYZ) if brain_XYZ is None else brain_XYZ
-    return float(mask_XYZ.sum() / max(1, (mask_XYZ | tissue_XYZ).sum()))
+    return lesion.extent(known.replaced(mask_XYZ), reading, name, brain=known.brain_XYZ is not None)
 
 
 def _image_warnings(
@@ -202,16 +224,15 @@ def _image_warnings(
         yield from _place_warnings(image, tissue_XYZ & brain_XYZ & ~mask_XYZ, mask_XYZ)
         return
     yield from _place_warnings(image, tissue_XYZ & ~mask_XYZ, mask_XYZ)
-    if tissue_XYZ.mean() > MAX_FOREGROUND:
-        yield "no background around the brain; the intensities are scaled for scans with background 0"
-        return
     bright_XYZ = tissue_XYZ & (abs(image_XYZ - background.level) > BRIGHT * _brightness(image_XYZ, background))
     if _millilitres(bright_XYZ, image) > MAX_BRAIN_ML:
         yield (
             "probably not skull-stripped, and the network knows only brains: the fill will be wrong; make a brain mask"
             " (SynthStrip: mri_synthstrip -i T1 -m MASK; HD-BET: hd-bet -i T1 -o BRAIN --save_bet_mask) and give it"
-            " with --brain-mask"
+            " with --brain-mask, in folders as ID-brain-mask.nii.gz"
         )
+    elif tissue_XYZ.mean() > MAX_FOREGROUND:
+        yield "no background around the brain; the intensities are scaled for scans with background 0"
     elif any(face.mean() > MAX_ON_FACE for face in faces(bright_XYZ | mask_XYZ)):
         yield "the brain is cropped by the edge of the image; the fill near that edge will be worse"
 
@@ -228,7 +249,11 @@ def _brightness(image_XYZ: np.ndarray, background: Background) -> float:
 
 
 def _millilitres(where_XYZ: np.ndarray, image: Nifti1Image) -> float:
-    return float(np.count_nonzero(where_XYZ) * voxel_sizes(nifti.affine_mm(image)).prod() / 1000)
+    return float(np.count_nonzero(where_XYZ)) * _voxel_ml(image)
+
+
+def _voxel_ml(image: Nifti1Image) -> float:
+    return float(voxel_sizes(nifti.affine_mm(image)).prod() / 1000)
 
 
 def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> Iterator[str]:

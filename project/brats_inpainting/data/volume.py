@@ -7,7 +7,7 @@ Shapes: X Y Z the file's array, L P S the array re-oriented to LPS, S H W the fr
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -58,18 +58,33 @@ class Scan:
 
     def inside(self, framed_SHW: np.ndarray) -> np.ndarray:
         """Return the scan in the file's intensities, filled from ``framed_SHW`` in the mask, unchanged elsewhere."""
-        result_XYZ = self.voided_XYZ.copy()
-        scaled = np.clip(self._undo(framed_SHW)[self.fill_XYZ], 0, 1)
-        values = self.intensity.undo(scaled)
-        if self.background.is_padding:
-            values[scaled < MIN_TISSUE] = self.background.level
-        result_XYZ[self.fill_XYZ] = values
+        result_XYZ, scaled_XYZ = self.voided_XYZ.copy(), self._undo(framed_SHW)
+        result_XYZ[self.fill_XYZ] = self.intensity.undo(np.clip(scaled_XYZ[self.fill_XYZ], 0, 1))
+        kept_XYZ = self._no_tissue(scaled_XYZ)
+        if kept_XYZ is not None:
+            around = np.float32(self.background.level) if self.loaded.brain_XYZ is None else self.loaded.image_XYZ
+            result_XYZ = np.where(kept_XYZ, around, result_XYZ)
         return result_XYZ
+
+    def _no_tissue(self, scaled_XYZ: np.ndarray) -> np.ndarray | None:
+        """Return where the network found no tissue and the fill is what surrounds the brain; ``None`` if nowhere.
+
+        Around the brain mask of a head that is the head itself; with padding, the padding that is connected.
+        """
+        if self.loaded.brain_XYZ is not None:
+            return self.fill_XYZ & ~self.loaded.brain_XYZ & (scaled_XYZ < MIN_TISSUE)
+        if not self.background.is_padding:
+            return None
+        dark_XYZ, box = self.fill_XYZ & (scaled_XYZ < MIN_TISSUE), bounding_box(self.fill_XYZ, margin=1)
+        padding = ~self.background.foreground(self.loaded.image_XYZ[box]) & ~self.mask_XYZ[box]
+        labels, _ = ndimage.label(padding | dark_XYZ[box])
+        dark_XYZ[box] &= np.isin(labels, np.unique(labels[padding]))
+        return dark_XYZ
 
     def everywhere(self, framed_SHW: np.ndarray) -> np.ndarray:
         """Return ``framed_SHW`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3).
 
-        A whole head stays as it is outside its brain mask.
+        A whole head stays as it is outside its brain mask, and so does padding.
 
         Raises:
             CaseError: one of the two ranges is empty.
@@ -83,9 +98,12 @@ class Scan:
                 "  Crop the background, or use another preset than paper."
             )
         filled_XYZ = target.undo(own.scale(whole_XYZ))
-        if self.loaded.brain_XYZ is None:
-            return filled_XYZ
-        return np.where(self.loaded.brain_XYZ | self.fill_XYZ, filled_XYZ, self.voided_XYZ)
+        if self.loaded.brain_XYZ is not None:
+            return np.where(self.loaded.brain_XYZ | self.fill_XYZ, filled_XYZ, self.voided_XYZ)
+        if self.background.is_padding:
+            known_XYZ = ~self.fill_XYZ & ~self.background.foreground(self.loaded.image_XYZ)
+            return np.where(known_XYZ, self.loaded.image_XYZ, filled_XYZ)
+        return filled_XYZ
 
     def undo_std(self, std_SHW: np.ndarray) -> np.ndarray:
         """Return a standard deviation in the file's intensities, 0 outside the mask."""
@@ -110,9 +128,9 @@ def prepare(loaded: LoadedCase, *, dilate: float = 0.0, resample: bool = True) -
         CaseError: the scan is constant outside the dilated mask, or absurdly large at 1 mm.
     """
     mask_XYZ = grow(loaded.mask_XYZ, dilate, loaded.spacing)
-    background = Background.of(loaded.image_XYZ, mask_XYZ)
     if loaded.brain_XYZ is not None:
-        background = replace(background, noise=0.0)  # what the network sees around the brain is constant
+        mask_XYZ = mask_XYZ & (loaded.brain_XYZ | loaded.mask_XYZ)  # a head is not filled where its skull is
+    background = Background.of(loaded.image_XYZ, mask_XYZ, loaded.brain_XYZ)
     seen_XYZ = _seen(loaded.image_XYZ, mask_XYZ, loaded.brain_XYZ, background)
     intensity = _intensity(seen_XYZ, loaded.id)
     orientation = Orientation.of(loaded.template.affine)
@@ -154,9 +172,7 @@ def _seen(
 ) -> np.ndarray:
     """Return what the network may see of an image: nothing in the mask, outside the brain mask, and of padding."""
     hidden_XYZ = mask_XYZ if brain_XYZ is None else mask_XYZ | ~brain_XYZ
-    if background.is_padding:
-        hidden_XYZ = hidden_XYZ | ~background.foreground(image_XYZ)
-    return np.where(hidden_XYZ, np.float32(background.floor), image_XYZ)
+    return np.where(hidden_XYZ, np.float32(background.floor), background.floored(image_XYZ))
 
 
 def _occupied(seen_XYZ: np.ndarray, background: Background) -> np.ndarray:
