@@ -111,7 +111,7 @@ class Inpainter:
 
         Args:
             image: T1 volume, X × Y × Z, as an array in LPS order with 1 mm voxels, or as a NIfTI image (or its path) in
-                any orientation; skull-stripped, background 0; what is inside the mask is ignored.
+                any orientation; skull-stripped unless ``brain`` is given; what is inside the mask is ignored.
             mask: likewise, or an array on the grid of the image; 0 and 1, or shares, cut at 0.5.
             brain: likewise; the brain mask of a scan that is a whole head.
             reading: what the values of a mask with others mean.
