@@ -110,9 +110,8 @@ def report_done(case_id: str, target: Path, report: dict[str, Any], record: Reco
     record.done(case_id, report)
     progress.close()
     log.info(
-        "%s: %d slices in %s, %s voxels changed inside the %smask, %s outside, written to %s",
+        "%s: filled in %s, %s voxels changed inside the %smask, %s outside, written to %s",
         case_id,
-        report["slices"],
         duration(report["seconds"]),
         f"{report['voxels_changed_inside']:,}",
         "grown " if report["voxels_in_grown_mask"] > report["voxels_in_mask"] else "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import nibabel as nib
 import numpy as np
@@ -183,7 +184,7 @@ def _lesion(
             warnings.append(warning)
     if problems or not share:
         return np.zeros(0, bool), []
-    mask_XYZ = np.logical_or.reduce(lesions)
+    mask_XYZ = reduce(np.logical_or, lesions)  # keeps the order of axes in memory
     if reading.invert and np.mean([face.mean() for face in faces(mask_XYZ)]) > MOSTLY:
         mask_XYZ &= known.tissue(np.zeros_like(mask_XYZ))  # the inverse of a mask of tissue alone has all the air
     try:

@@ -57,29 +57,24 @@ class Scan:
         return self.loaded.id
 
     def inside(self, framed_SHW: np.ndarray) -> np.ndarray:
-        """Return the scan in the file's intensities, filled from ``framed_SHW`` in the mask, unchanged elsewhere."""
-        result_XYZ, scaled_XYZ = self.voided_XYZ.copy(), self._undo(framed_SHW)
-        result_XYZ[self.fill_XYZ] = self.intensity.undo(np.clip(scaled_XYZ[self.fill_XYZ], 0, 1))
-        kept_XYZ = self._no_tissue(scaled_XYZ)
-        if kept_XYZ is not None:
-            around = np.float32(self.background.level) if self.loaded.brain_XYZ is None else self.loaded.image_XYZ
-            result_XYZ = np.where(kept_XYZ, around, result_XYZ)
-        return result_XYZ
+        """Return the scan in the file's intensities, filled from ``framed_SHW`` in the mask, unchanged elsewhere.
 
-    def _no_tissue(self, scaled_XYZ: np.ndarray) -> np.ndarray | None:
-        """Return where the network found no tissue and the fill is what surrounds the brain; ``None`` if nowhere.
-
-        Around the brain mask of a head that is the head itself; with padding, the padding that is connected.
+        Where the network finds no tissue, a head stays as it is around its brain mask, and padding is continued.
         """
+        result_XYZ, box = self.voided_XYZ.copy(order="K"), bounding_box(self.fill_XYZ, margin=1)
+        inner_XYZ, fill_XYZ = result_XYZ[box], self.fill_XYZ[box]
+        scaled_XYZ = self._undo(framed_SHW)[box]
+        inner_XYZ[fill_XYZ] = self.intensity.undo(np.clip(scaled_XYZ[fill_XYZ], 0, 1))
+        empty_XYZ = fill_XYZ & (scaled_XYZ < MIN_TISSUE)
         if self.loaded.brain_XYZ is not None:
-            return self.fill_XYZ & ~self.loaded.brain_XYZ & (scaled_XYZ < MIN_TISSUE)
-        if not self.background.is_padding:
-            return None
-        dark_XYZ, box = self.fill_XYZ & (scaled_XYZ < MIN_TISSUE), bounding_box(self.fill_XYZ, margin=1)
-        padding = ~self.background.foreground(self.loaded.image_XYZ[box]) & ~self.mask_XYZ[box]
-        labels, _ = ndimage.label(padding | dark_XYZ[box])
-        dark_XYZ[box] &= np.isin(labels, np.unique(labels[padding]))
-        return dark_XYZ
+            outside_XYZ = empty_XYZ & ~self.loaded.brain_XYZ[box]
+            inner_XYZ[outside_XYZ] = self.loaded.image_XYZ[box][outside_XYZ]
+        elif self.background.is_padding:
+            padding_XYZ = ~self.background.foreground(self.loaded.image_XYZ[box]) & ~self.mask_XYZ[box]
+            labels_XYZ, _ = ndimage.label(padding_XYZ | empty_XYZ)
+            connected_XYZ = np.isin(labels_XYZ, np.unique(labels_XYZ[padding_XYZ]))
+            inner_XYZ[empty_XYZ & connected_XYZ] = self.background.level
+        return result_XYZ
 
     def everywhere(self, framed_SHW: np.ndarray) -> np.ndarray:
         """Return ``framed_SHW`` mapped min–max to the input's 0.5 and 99.5 percentiles, as the paper does (§3.3).
