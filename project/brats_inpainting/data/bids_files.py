@@ -17,8 +17,6 @@ from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
 log = logging.getLogger(__name__)
 
 OURS = "inpainted"  # the desc of filled scans
-GRID_TOLERANCE = 1e-3
-SIZE_OF_HEADER = 348  # of NIfTI-1
 FREE = {"label", "desc", "space"}  # entities in which a mask may differ from its scan
 ENTITY = r"[a-zA-Z]+-[a-zA-Z0-9+]+"
 NAME = re.compile(  # fMRIPrep documents sub-X_T1w_label-lesion_roi; seg-lst is LST-AI's
