@@ -49,11 +49,7 @@ def main():
 
 
 def compare(recipe, rounds):
-    shape = [recipe.diffusion.window] * recipe.unet.dims
-    truth, context, mask, noise = torch.rand(4, recipe.batch_size, 1, *shape, device=DEVICE)
-    position = torch.rand(recipe.batch_size, 3, *shape, device=DEVICE)
-    t = torch.randint(recipe.diffusion.steps, (recipe.batch_size,), device=DEVICE)
-    batch = Batch(truth, context, mask, position, noise, t)
+    batch = random_batch(recipe)
     steps = {"guided-diffusion's": theirs(recipe), "ours": ours(recipe), "ours, bf16": ours(recipe, torch.bfloat16)}
     seconds = {name: [] for name in steps}
     for turn in range(rounds + 1):
@@ -70,11 +66,19 @@ def compare(recipe, rounds):
         print(f"  {name:20} {recipe.batch_size / median:8.2f} windows/s   {base / median:.2f}×")
 
 
+def random_batch(recipe):
+    shape = [recipe.diffusion.window] * recipe.unet.dims
+    truth, context, mask, noise = torch.rand(4, recipe.batch_size, 1, *shape, device=DEVICE)
+    position = torch.rand(recipe.batch_size, 3, *shape, device=DEVICE)
+    t = torch.randint(recipe.diffusion.steps, (recipe.batch_size,), device=DEVICE)
+    return Batch(truth, context, mask, position, noise, t)
+
+
 def ours(recipe, dtype=torch.float32):
     state = State.start(recipe, fold=0, data="")
     state.network.to(DEVICE)
     state.resume(DEVICE, None)
-    schedule = Schedule.linear(recipe.diffusion.steps)
+    schedule = Schedule.of(recipe.diffusion)
 
     def network(x, t):
         with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
@@ -82,6 +86,8 @@ def ours(recipe, dtype=torch.float32):
 
     def step(batch):
         terms(network, schedule, recipe, batch).total_N.mean().backward()
+        if recipe.clip:
+            torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip)
         state.optimiser.step()
         state.optimiser.zero_grad()
         state.advance(0, 0)

@@ -23,6 +23,7 @@ from brats_inpainting.diffusion import noise, samplers
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.diffusion.process import Denoiser, Network, Prediction, Schedule
+from brats_inpainting.diffusion.replay import Replay
 from brats_inpainting.errors import InpaintingError
 from brats_inpainting.plan import Plan
 from brats_inpainting.progress import duration
@@ -35,7 +36,14 @@ MANY_PASSES = 25  # of a window
 
 @torch.inference_mode()
 def sample(
-    tasks: Sequence[Task], weights: Weights, sampling: SamplingConfig, plan: Plan, *, seed: int, on_pass: OnPass
+    tasks: Sequence[Task],
+    weights: Weights,
+    sampling: SamplingConfig,
+    plan: Plan,
+    *,
+    network: Network,
+    seed: int,
+    on_pass: OnPass,
 ) -> np.ndarray:
     """Sample windows of one shape, at most ``plan.batch_size`` of them, N × 1 × V in [0, 1] but not clipped.
 
@@ -44,9 +52,10 @@ def sample(
 
     Args:
         tasks: the windows.
-        weights: the network.
+        weights: the network and what it predicts.
         sampling: how it is sampled.
         plan: where, and in which precision.
+        network: its pass, as ``network_pass`` returns it.
         seed: of the noise.
         on_pass: called before each network pass with the number of windows.
     """
@@ -62,7 +71,7 @@ def sample(
         return _on_device(drawn_N1V, plan.device)
 
     denoise = Denoiser(
-        network_pass(weights.network, plan),
+        network,
         _on_device(condition_NCV.contiguous(memory_format=MEMORY_FORMAT[unet.dims]), plan.device),
         schedule,
         weights.diffusion,
@@ -133,7 +142,7 @@ def network_pass(network: Callable[[Tensor, Tensor], Tensor], plan: Plan) -> Net
     """Return the network as a function of x_NCV and one timestep; a window's bits do not depend on its batch.
 
     Where the threads of a CPU would divide the windows of a batch unevenly, the order of sums would change; one window
-    at a time is passed there.
+    at a time is passed there. On a GPU, passes of one shape are replayed if the plan says so.
     """
 
     def run(x_NCV: Tensor, t_1: Tensor) -> Tensor:
@@ -141,7 +150,7 @@ def network_pass(network: Callable[[Tensor, Tensor], Tensor], plan: Plan) -> Net
         with autocast(plan.device.type, plan.precision):
             return torch.cat([network(x, t_1) for x in x_NCV.split(1 if one_by_one else len(x_NCV))])
 
-    return run
+    return Replay(run) if plan.replay else run
 
 
 def _noise(task: Task, *, seed: int, step: int, mode: str) -> Tensor:

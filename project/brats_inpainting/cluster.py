@@ -89,7 +89,9 @@ class Loader(WorkerPlugin):
         inpainter = Inpainter.load(**self.loading | device)
         if inpainter.weights.sha256 != self.sha256:
             raise ConfigError(f"{inpainter.weights.path}: {on} has a different file of this name\n  Share one file.")
-        decided = {key: self.loading[key] for key in ("batch_size", "at_most", "precision") if key in self.loading}
+        decided = {
+            key: self.loading[key] for key in ("batch_size", "at_most", "precision", "replay") if key in self.loading
+        }
         unet, where = inpainter.weights.network.config, inpainter.plan.device
         threads, limit = worker.state.nthreads, worker.memory_manager.memory_limit
         self.inpainter = replace(inpainter, plan=Plan.make(unet, where, **decided, threads=threads, limit=limit))

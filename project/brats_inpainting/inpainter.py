@@ -28,6 +28,7 @@ from brats_inpainting.device import choose_device
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
+from brats_inpainting.diffusion.process import Network
 from brats_inpainting.errors import CaseError
 from brats_inpainting.filler import Filled
 from brats_inpainting.plan import Plan
@@ -51,6 +52,7 @@ class Inpainter:
     weights: Weights = field(repr=False)
     sampling: SamplingConfig
     plan: Plan
+    network: Network = field(init=False, repr=False)
 
     @classmethod
     def load(
@@ -63,6 +65,7 @@ class Inpainter:
         batch_size: int | None = None,
         at_most: int | None = None,
         precision: Precision | Literal["auto"] = "auto",
+        replay: bool = True,
         unet: UNetConfig | None = None,
         diffusion: DiffusionConfig | None = None,
         **overrides: Any,
@@ -78,6 +81,7 @@ class Inpainter:
             batch_size: windows per network pass; chosen by the device if not given.
             at_most: the largest batch size that may be chosen.
             precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU by network and GPU.
+            replay: on an NVIDIA GPU, replay passes of one shape as a CUDA graph.
             unet: the architecture of a weights file that stores none, if its shapes do not determine it.
             diffusion: the process settings of such a file; the paper's if not given.
             overrides: fields of ``SamplingConfig`` that replace the preset's.
@@ -95,14 +99,15 @@ class Inpainter:
         sampling = checkpoint.with_enough_steps(sampling, loaded, asked="steps" in overrides)
         if where.type == "cpu":
             memory.refuse_too_little(unet, FRAME if sampling.replace == "slices" else loaded.diffusion.window)
-        plan = Plan.make(unet, where, batch_size=batch_size, at_most=at_most, precision=precision)
+        plan = Plan.make(unet, where, batch_size=batch_size, at_most=at_most, precision=precision, replay=replay)
         return cls(loaded, sampling, plan)
 
     def __post_init__(self) -> None:
-        """Move the network to its device."""
+        """Move the network to its device, and prepare its passes."""
         checkpoint.check_steps(self.sampling, self.weights)
         network = self.weights.network
         network.to(self.plan.device, memory_format=MEMORY_FORMAT[network.config.dims])  # type: ignore[call-overload]
+        self.network = batch.network_pass(network, self.plan)
 
     def inpaint(
         self, image: Any, mask: Any, *, brain: Any = None, reading: MaskReading = UNAMBIGUOUS, seed: int = 0
@@ -233,7 +238,14 @@ class Inpainter:
 
     def _sample(self, tasks: list[Task], on_pass: OnPass, *, seed: int) -> np.ndarray:
         """Sample a batch of windows; with a smaller batch size from now on if memory runs out."""
-        sample = partial(batch.sample, weights=self.weights, sampling=self.sampling, seed=seed, on_pass=on_pass)
+        sample = partial(
+            batch.sample,
+            weights=self.weights,
+            sampling=self.sampling,
+            network=self.network,
+            seed=seed,
+            on_pass=on_pass,
+        )
         samples_N1V, size = batch.within_memory(sample, tasks, self.plan)
         self.plan = self.plan.at_most(size)
         return samples_N1V

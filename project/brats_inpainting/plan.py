@@ -29,6 +29,7 @@ class Plan:
         precision: of the network's convolutions and matrix products; everything else is float32.
         batch_size: windows per network pass.
         concurrent: batches sampled at once, each with its share of torch's threads (docs/benchmarks.md).
+        replay: on a GPU, passes of one shape are recorded as a CUDA graph and replayed.
         most_voxels: a box of more voxels is filled in overlapping parts; ``None`` for no limit.
         threads: CPU threads.
     """
@@ -37,6 +38,7 @@ class Plan:
     precision: Precision = "fp32"
     batch_size: int = 1
     concurrent: int = 1
+    replay: bool = False
     most_voxels: int | None = None
     threads: int = field(default_factory=torch.get_num_threads)
 
@@ -49,6 +51,7 @@ class Plan:
         batch_size: int | None = None,
         at_most: int | None = None,
         precision: Precision | Literal["auto"] = "auto",
+        replay: bool = True,
         threads: int | None = None,
         limit: int | None = None,
     ) -> Plan:
@@ -60,6 +63,7 @@ class Plan:
             batch_size: windows per network pass, if that is not to be decided here.
             at_most: the largest batch size that may be chosen.
             precision: ``auto`` is float32 on a CPU; on a GPU it depends on network and GPU.
+            replay: allow CUDA graphs on a GPU.
             threads: CPU threads that may be used; torch's own number if not given.
             limit: bytes of memory that may be used; what is free if not given.
         """
@@ -73,7 +77,8 @@ class Plan:
             most_voxels = voxels and voxels // size
         elif slices_on_cpu and unet.width <= NARROW:
             concurrent = memory.batches(unet, size, threads // threads_per_batch(threads), limit)
-        return cls(device, exact if precision == "auto" else precision, size, concurrent, most_voxels, threads)
+        exact = exact if precision == "auto" else precision
+        return cls(device, exact, size, concurrent, replay and device.type == "cuda", most_voxels, threads)
 
     @classmethod
     def common(cls, plans: Sequence[Plan]) -> Plan:

@@ -109,7 +109,7 @@ def _inpainter(network: str, preset: str, device: str, precision: Precision) -> 
         plan = plan.at_most(memory.batch_size(papers.unet, plan.batch_size)) if device == "cpu" else plan
     timed = Timed(weights.network, device)
     weights = replace(weights, network=cast("UNet", timed))
-    return First(weights, inpainter.sampling, replace(plan, concurrent=1)), timed
+    return First(weights, inpainter.sampling, replace(plan, concurrent=1, replay=False)), timed
 
 
 def _fill(inpainter: First, timed: Timed, case: cases.Case, limit: int) -> tuple[dict[str, float], int, int]:

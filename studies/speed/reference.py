@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brats_inpainting.diffusion.unet import GROUPS, Attention, GroupNorm, ResBlock, UNet, timestep_embedding
+from brats_inpainting.diffusion.fused import GROUPS, GroupNorm
+from brats_inpainting.diffusion.unet import Attention, ResBlock, UNet, timestep_embedding
 
 
 class Reference(nn.Module):

@@ -60,8 +60,18 @@ def upsample_conv(x_NCV: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
 
     3D inference on a CPU computes one transposed convolution: 8 products per voxel instead of 27.
     """
+    if x_NCV.is_cuda and x_NCV.ndim == 5:
+        return conv(_doubled(x_NCV))
     if not _onednn_eligible(x_NCV):
         return conv(F.interpolate(x_NCV, scale_factor=2, mode="nearest"))
     padded = F.pad(conv.weight.flip(2, 3, 4), [1] * 6)
     kernel = F.avg_pool3d(padded, 2, stride=1, divisor_override=1).transpose(0, 1)  # sums of adjacent taps
     return F.conv_transpose3d(x_NCV, kernel, conv.bias, stride=2, padding=1)
+
+
+def _doubled(x_NCXYZ: Tensor) -> Tensor:
+    """Repeat every voxel along X, Y and Z; in channels-last layout, for which CUDA's ``interpolate`` has no kernel."""
+    x_NXYZC = x_NCXYZ.movedim(1, -1)
+    n, x, y, z, c = x_NXYZC.shape
+    pairs = x_NXYZC.reshape(n, x, 1, y, 1, z, 1, c).expand(-1, -1, 2, -1, 2, -1, 2, -1)
+    return pairs.reshape(n, 2 * x, 2 * y, 2 * z, c).movedim(-1, 1)

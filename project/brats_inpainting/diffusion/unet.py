@@ -17,29 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from brats_inpainting.config import UNetConfig
 from brats_inpainting.diffusion.convolution import CONVOLUTION, upsample_conv
-
-GROUPS = 32
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation computed in float32, for features of any precision."""
-
-    def __init__(self, channels: int) -> None:
-        """Normalise ``channels`` features in 32 groups."""
-        super().__init__(GROUPS, channels)
-
-    def forward(self, x_NCV: Tensor) -> Tensor:
-        """Return the normalised features in the input's dtype."""
-        with torch.autocast(x_NCV.device.type, enabled=False):
-            return super().forward(x_NCV.float()).to(x_NCV.dtype)
-
-
-class SiLU(nn.SiLU):
-    """SiLU, in place without gradients to save memory."""
-
-    def forward(self, x_NCV: Tensor) -> Tensor:
-        """Return x · sigmoid(x)."""
-        return F.silu(x_NCV, inplace=not torch.is_grad_enabled())
+from brats_inpainting.diffusion.fused import GroupNorm, add, convolve
 
 
 class ResBlock(nn.Module):
@@ -49,18 +27,20 @@ class ResBlock(nn.Module):
         """Map ``c_in`` channels to ``c_out`` under a time embedding of ``embedding`` features."""
         super().__init__()
         conv = CONVOLUTION[dims]
-        self.in_layers = nn.Sequential(GroupNorm(c_in), SiLU(), conv(c_in, c_out, 3, padding=1))
+        # each Identity keeps the numbering of guided-diffusion, which has SiLU or dropout there
+        self.in_layers = nn.Sequential(GroupNorm(c_in), nn.Identity(), conv(c_in, c_out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, c_out))
         self.out_layers = nn.Sequential(
-            GroupNorm(c_out), SiLU(), nn.Identity(), conv(c_out, c_out, 3, padding=1)
-        )  # the Identity keeps the numbering of guided-diffusion, which has a dropout there
+            GroupNorm(c_out), nn.Identity(), nn.Identity(), conv(c_out, c_out, 3, padding=1)
+        )
         self.skip_connection = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
 
     def forward(self, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
         """Return the transformed features, N × c_out × V."""
-        emb_NC1 = self.emb_layers(emb_NE)
-        h_NCV = self.in_layers(x_NCV).add_(emb_NC1.reshape(*emb_NC1.shape, *[1] * (x_NCV.ndim - 2)))
-        return self.out_layers(h_NCV).add_(self.skip_connection(x_NCV))
+        (norm_in, _, conv_in), (norm_out, _, _, conv_out) = self.in_layers, self.out_layers
+        h_NCV, bias_C = convolve(conv_in, norm_in(x_NCV, silu=True))
+        h_NCV, bias_C = convolve(conv_out, norm_out(h_NCV, self.emb_layers(emb_NE) + bias_C, silu=True))
+        return add(h_NCV, self.skip_connection(x_NCV), bias_C)
 
 
 class Attention(nn.Module):
@@ -193,7 +173,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(stage)
 
         last = conv(channels, folded * config.out_channels, 3, padding=1)
-        self.out = nn.Sequential(GroupNorm(channels), SiLU(), last)
+        self.out = nn.Sequential(GroupNorm(channels), nn.Identity(), last)
         self._zero_last_layers()
 
     def _stage(self, c_in: int, c_out: int, level: int) -> Stage:
@@ -229,7 +209,8 @@ class UNet(nn.Module):
         h_NCV = self._run(self.middle_block, h_NCV, emb_NE)
         for stage in self.output_blocks:
             h_NCV = self._run(stage, torch.cat([h_NCV, skips.pop()], dim=1), emb_NE)
-        return unfold(self.out(h_NCV), self.config.patch)
+        norm, _, last = self.out
+        return unfold(last(norm(h_NCV, silu=True)), self.config.patch)
 
     def _run(self, stage: nn.Module, x_NCV: Tensor, emb_NE: Tensor) -> Tensor:
         if self.checkpointing:
