@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +14,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brats_inpainting.config import PRECISIONS, Precision
 from brats_inpainting.device import autocast
+from brats_inpainting.diffusion import fused
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from studies.speed.subject import TIMESTEP, Subject, best
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Use PyTorch's operations on a GPU, too."""
+    with patch.object(fused, "_kernels", lambda _: None):
+        yield
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ def convolutions(network: nn.Module, subject: Subject) -> tuple[int, list[Convol
     layers = [layer for layer in network.modules() if isinstance(layer, CONVOLUTIONS)]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     running = autocast(subject.device, subject.precision)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter, running:
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter, running, without_kernels():
         network(subject.input_NCV()[:1], torch.tensor([TIMESTEP], device=subject.device))
     for hook in hooks:
         hook.remove()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 
@@ -28,6 +29,7 @@ from brats_inpainting.data.cache import CachedScan
 from brats_inpainting.data.masks import Placed
 from brats_inpainting.data.transforms import cut, span
 from brats_inpainting.errors import ConfigError
+from brats_inpainting.host import cpus
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +197,10 @@ def pool(config: TrainConfig) -> list[np.ndarray]:
         return []
     rng = np.random.default_rng(config.seed)
     shapes = masks.compartments(rng, POOL_SIZE)
-    return shapes if config.unet.dims == 2 else [masks.rotated(shape, rng) for shape in shapes]
+    if config.unet.dims == 2:
+        return shapes
+    with ThreadPoolExecutor(cpus()) as threads:
+        return list(threads.map(masks.rotated, shapes, rng.spawn(len(shapes))))
 
 
 def _slice(mask: Placed, z: int) -> Box:

@@ -8,6 +8,7 @@ Shapes: X Y Z a volume, A B C the box of a compartment.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brats_inpainting.data.transforms import cut
+from brats_inpainting.host import cpus
 
 MIN_INSIDE = 0.75  # share of the healthy mask that must lie in the brain
 MIN_DISTANCE = 5  # voxels between the healthy mask and the tumour mask
@@ -68,7 +70,8 @@ def compartment(rng: np.random.Generator, voxels: float) -> np.ndarray:
 def compartments(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     """Return ``count`` compartments of 800 to 150,000 voxels, log-uniform in size."""
     sizes = np.exp(rng.uniform(np.log(800), np.log(150_000), count))
-    return [compartment(rng, size) for size in sizes]
+    with ThreadPoolExecutor(cpus()) as threads:
+        return list(threads.map(compartment, rng.spawn(count), sizes))
 
 
 def flipped(shape_ABC: np.ndarray, rng: np.random.Generator) -> np.ndarray:

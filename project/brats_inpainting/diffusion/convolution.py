@@ -60,7 +60,7 @@ def upsample_conv(x_NCV: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
 
     3D inference on a CPU computes one transposed convolution: 8 products per voxel instead of 27.
     """
-    if x_NCV.is_cuda and x_NCV.ndim == 5:
+    if x_NCV.is_cuda:
         return conv(_doubled(x_NCV))
     if not _onednn_eligible(x_NCV):
         return conv(F.interpolate(x_NCV, scale_factor=2, mode="nearest"))
@@ -69,9 +69,13 @@ def upsample_conv(x_NCV: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
     return F.conv_transpose3d(x_NCV, kernel, conv.bias, stride=2, padding=1)
 
 
-def _doubled(x_NCXYZ: Tensor) -> Tensor:
-    """Repeat every voxel along X, Y and Z; in channels-last layout, for which CUDA's ``interpolate`` has no kernel."""
-    x_NXYZC = x_NCXYZ.movedim(1, -1)
-    n, x, y, z, c = x_NXYZC.shape
-    pairs = x_NXYZC.reshape(n, x, 1, y, 1, z, 1, c).expand(-1, -1, 2, -1, 2, -1, 2, -1)
-    return pairs.reshape(n, 2 * x, 2 * y, 2 * z, c).movedim(-1, 1)
+def _doubled(x_NCV: Tensor) -> Tensor:
+    """Repeat every position along every axis, in channels-last layout.
+
+    CUDA's ``interpolate`` has no such kernel in 3D, and autocast runs it in float32.
+    """
+    x_NVC = x_NCV.movedim(1, -1)
+    n, *sides, c = x_NVC.shape
+    apart = x_NVC.reshape(n, *(part for side in sides for part in (side, 1)), c)
+    pairs = apart.expand(n, *(part for side in sides for part in (side, 2)), c)
+    return pairs.reshape(n, *(2 * side for side in sides), c).movedim(-1, 1)

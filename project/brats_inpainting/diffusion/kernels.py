@@ -38,12 +38,14 @@ def group_norm(
     Returns:
         Features of the input's shape and precision, in channels-last layout; differentiable.
     """
-    return _GroupNorm.apply(x_NCV, weight_C, bias_C, shift_NC, groups, eps, silu)
+    if torch.is_grad_enabled():
+        return _GroupNorm.apply(x_NCV, weight_C, bias_C, shift_NC, groups, eps, silu)
+    return _normalised(x_NCV, weight_C, bias_C, shift_NC, groups, eps, silu)[0]
 
 
 def add(h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor) -> Tensor:
     """Return ``h + x + bias`` in the precision of ``h``, in channels-last layout; differentiable."""
-    return _Sum.apply(h_NCV, x_NCV, bias_C)
+    return (_Sum.apply if torch.is_grad_enabled() else _sum)(h_NCV, x_NCV, bias_C)
 
 
 class _GroupNorm(Function):
@@ -58,17 +60,10 @@ class _GroupNorm(Function):
         eps: float,
         silu: bool,  # noqa: FBT001 - apply takes no keywords
     ) -> Tensor:
-        x_NVC = x_NCV.movedim(1, -1).contiguous()
-        mean_NC, gain_NC, offset_NC = _statistics(x_NVC, shift_NC, groups, eps)
-        y_NVC = torch.empty_like(x_NVC)
-        n, positions, c = _sizes(x_NVC)
-        grid = (triton.cdiv(positions, ROWS), n, triton.cdiv(c, CHANNELS))
-        sides = {"ROWS": ROWS, "TILE": TILE, "CHANNELS": CHANNELS, "SILU": silu, "ACC": _accumulator(x_NVC)}
-        _apply[grid](x_NVC, y_NVC, gain_NC, offset_NC, weight_C, bias_C, positions, c, **sides)
-        ctx.save_for_backward(x_NVC, weight_C, bias_C, mean_NC, gain_NC, offset_NC)
-        ctx.groups, ctx.sides, ctx.grid = groups, sides, grid
-        ctx.shifts = 0 if shift_NC is None else len(shift_NC)
-        return y_NVC.movedim(-1, 1)
+        y_NCV, x_NVC, *statistics = _normalised(x_NCV, weight_C, bias_C, shift_NC, groups, eps, silu)
+        ctx.save_for_backward(x_NVC, weight_C, bias_C, *statistics)
+        ctx.groups, ctx.silu, ctx.shifts = groups, silu, 0 if shift_NC is None else len(shift_NC)
+        return y_NCV
 
     @staticmethod
     def backward(ctx: Any, dy_NCV: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -76,8 +71,9 @@ class _GroupNorm(Function):
         dy_NVC = dy_NCV.movedim(1, -1).contiguous()
         n, positions, c = _sizes(x_NVC)
         known = x_NVC, dy_NVC, gain_NC, offset_NC, weight_C, bias_C
-        sums_2NBC = gain_NC.new_empty(2, n, ctx.grid[0], c)
-        _sums[ctx.grid](*known, sums_2NBC[0], sums_2NBC[1], positions, c, **ctx.sides)
+        grid, sides = _launch(x_NVC, ctx.silu)
+        sums_2NBC = gain_NC.new_empty(2, n, grid[0], c)
+        _sums[grid](*known, sums_2NBC[0], sums_2NBC[1], positions, c, **sides)
         dz_NC, dzx_NC = sums_2NBC.sum(2)  # of dL/dz, and of dL/dz · x̂
 
         def over_group(sums_NC: Tensor) -> Tensor:
@@ -86,7 +82,7 @@ class _GroupNorm(Function):
 
         a_NC, b_NC = over_group(dz_NC), over_group(dzx_NC)
         dx_NVC = torch.empty_like(x_NVC)
-        _gradient[ctx.grid](*known, a_NC, b_NC, dx_NVC, positions, c, **ctx.sides)
+        _gradient[grid](*known, a_NC, b_NC, dx_NVC, positions, c, **sides)
         dshift_NC = None
         if ctx.shifts:
             normalised_NC = positions * (mean_NC * gain_NC + offset_NC)  # the sum of x̂
@@ -98,20 +94,44 @@ class _GroupNorm(Function):
 class _Sum(Function):
     @staticmethod
     def forward(ctx: Any, h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor) -> Tensor:
-        h_NVC, x_NVC = h_NCV.movedim(1, -1).contiguous(), x_NCV.movedim(1, -1).contiguous()
-        out_NVC = torch.empty_like(h_NVC)
-        n, positions, c = _sizes(h_NVC)
-        rows, block = n * positions, ROWS // 4
-        sides = {"ROWS": block, "CHANNELS": CHANNELS, "ACC": _accumulator(h_NVC)}
-        _add[triton.cdiv(rows, block), triton.cdiv(c, CHANNELS)](h_NVC, x_NVC, bias_C, out_NVC, rows, c, **sides)
         ctx.kinds = x_NCV.dtype, bias_C.dtype
-        return out_NVC.movedim(-1, 1)
+        return _sum(h_NCV, x_NCV, bias_C)
 
     @staticmethod
     def backward(ctx: Any, dy_NCV: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         of_x, of_bias = ctx.kinds
+        dy_NCV = dy_NCV.movedim(1, -1).contiguous().movedim(-1, 1)  # once for both
         others = [0, *range(2, dy_NCV.ndim)]
         return dy_NCV, dy_NCV.to(of_x), dy_NCV.sum(others, dtype=of_bias)
+
+
+def _normalised(
+    x_NCV: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    shift_NC: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,  # noqa: FBT001
+) -> tuple[Tensor, ...]:
+    """Return the normalised features, the input as N × V × C, and what ``_statistics`` returns."""
+    x_NVC = x_NCV.movedim(1, -1).contiguous()
+    mean_NC, gain_NC, offset_NC = _statistics(x_NVC, shift_NC, groups, eps)
+    y_NVC = torch.empty_like(x_NVC)
+    _, positions, c = _sizes(x_NVC)
+    grid, sides = _launch(x_NVC, silu)
+    _apply[grid](x_NVC, y_NVC, gain_NC, offset_NC, weight_C, bias_C, positions, c, **sides)
+    return y_NVC.movedim(-1, 1), x_NVC, mean_NC, gain_NC, offset_NC
+
+
+def _sum(h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor) -> Tensor:
+    h_NVC, x_NVC = h_NCV.movedim(1, -1).contiguous(), x_NCV.movedim(1, -1).contiguous()
+    out_NVC = torch.empty_like(h_NVC)
+    n, positions, c = _sizes(h_NVC)
+    rows, block = n * positions, ROWS // 4
+    sides = {"ROWS": block, "CHANNELS": CHANNELS, "ACC": _accumulator(h_NVC)}
+    _add[triton.cdiv(rows, block), triton.cdiv(c, CHANNELS)](h_NVC, x_NVC, bias_C, out_NVC, rows, c, **sides)
+    return out_NVC.movedim(-1, 1)
 
 
 def _statistics(x_NVC: Tensor, shift_NC: Tensor | None, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,6 +157,13 @@ def _statistics(x_NVC: Tensor, shift_NC: Tensor | None, groups: int, eps: float)
     )
     mean_NC, gain_NC, offset_NC = found_3NC.unbind()
     return mean_NC, gain_NC, offset_NC
+
+
+def _launch(x_NVC: Tensor, silu: bool) -> tuple[tuple[int, int, int], dict[str, Any]]:  # noqa: FBT001
+    """Return the grid of the programs, and the constants that they are compiled with."""
+    n, positions, c = _sizes(x_NVC)
+    sides = {"ROWS": ROWS, "TILE": TILE, "CHANNELS": CHANNELS, "SILU": silu, "ACC": _accumulator(x_NVC)}
+    return (triton.cdiv(positions, ROWS), n, triton.cdiv(c, CHANNELS)), sides
 
 
 def _sizes(x_NVC: Tensor) -> tuple[int, int, int]:

@@ -40,7 +40,10 @@ class ResBlock(nn.Module):
         (norm_in, _, conv_in), (norm_out, _, _, conv_out) = self.in_layers, self.out_layers
         h_NCV, bias_C = convolve(conv_in, norm_in(x_NCV, silu=True))
         h_NCV, bias_C = convolve(conv_out, norm_out(h_NCV, self.emb_layers(emb_NE) + bias_C, silu=True))
-        return add(h_NCV, self.skip_connection(x_NCV), bias_C)
+        if isinstance(self.skip_connection, nn.Identity):
+            return add(h_NCV, x_NCV, bias_C)
+        skipped_NCV, bias_of_skip_C = convolve(self.skip_connection, x_NCV)
+        return add(h_NCV, skipped_NCV, bias_C + bias_of_skip_C)
 
 
 class Attention(nn.Module):
