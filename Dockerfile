@@ -26,6 +26,10 @@ COPY pyproject.toml README.md LICENSE ./
 RUN mkdir project && pip install --no-cache-dir --constraint requirements.txt ".[eval,report,train]"
 
 FROM base
+# With CUDA, Triton builds its launcher with a C compiler when a GPU is first used.
+ARG TORCH=
+RUN test "${TORCH}" = +cpu || { apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev libpython3-dev && rm -rf /var/lib/apt/lists/*; }
 
 LABEL org.opencontainers.image.title="brats-inpainting" \
       org.opencontainers.image.description="Fills lesions in brain MRI with plausible healthy tissue. Research use only." \

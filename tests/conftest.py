@@ -3,8 +3,12 @@
 import logging
 import os
 from dataclasses import replace
+from shutil import which
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, here and in the processes that tests start
+# read when torch is loaded, here and in the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not which("nvidia-smi"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # runs the GPU's kernels on the CPU
 
 import nibabel as nib
 import numpy as np

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -131,3 +132,12 @@ def test_every_study_says_how_it_is_called(path, monkeypatch, capsys):
 
 def test_rows_of_studies_name_the_weights_and_the_precision():
     assert rows.network_columns(inpainter()) == {"weights": "00000000", "precision": "fp32"}
+
+
+def test_the_gpu_study_runs_without_one(tmp_path):
+    command = (sys.executable, "-m", "studies.gpu", "--tiny", "--output", str(tmp_path), "--part", "paper", "training")
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row for row in found["rows"] if "error" in row] == []
+    assert {row["part"] for row in found["rows"]} == {"paper", "training, 2 × 16³"}
+    assert "| paper | eager reference |" in (tmp_path / "gpu.md").read_text()

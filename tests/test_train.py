@@ -485,6 +485,24 @@ def test_muon_learns_and_resumes_bit_for_bit(run, tmp_path):
     assert errors[-1] < 0.7 * errors[0]
 
 
+def test_muon_in_batched_products_is_torchs_muon():
+    shapes = [(32, 16, 3, 3), (32, 16, 3, 3), (200, 16, 3, 3), (64, 300)]  # the third is taller than wide
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().flatten(1).clone()) for p in ours]
+    bias = torch.nn.Parameter(torch.zeros(32))
+    bias.grad = torch.ones(32)
+    muon = optimiser.Muon([*ours, bias], lr=0.1)
+    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.flatten(1)
+        muon.step()
+        reference.step()
+    for p, q in zip(ours, theirs, strict=True):
+        assert torch.allclose(p.flatten(1), q, atol=1e-2)  # bfloat16
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_muon_moves_filters_alike_in_all_directions_and_the_rest_as_adamw(dims):
     torch.manual_seed(0)

@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
         """Assign each parameter to Muon or AdamW."""
         super().__init__(parameters, {"lr": lr})
         given = self.param_groups[0]["params"]
-        by_shape: dict[torch.Size, list[Parameter]] = defaultdict(list)
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for p in given:
             if p.ndim > 1 and min(p.shape[:2]) >= NARROW:
                 by_shape[p.shape].append(p)

@@ -104,6 +104,5 @@ class Plan:
 def defaults(device: torch.device, unet: UNetConfig) -> tuple[int, Precision]:
     """Return the batch size and the precision of a network on a device, before memory is considered."""
     precision, most = best_precision(device), BATCH[unet.dims][device.type]
-    if precision == "bf16" and unet.dims == 2 and unet.width <= NARROW:  # measured with small-2 (docs/benchmarks.md)
-        return 2 * most, "fp32"
-    return most, precision
+    narrow = precision == "bf16" and unet.dims == 2 and unet.width <= NARROW
+    return 2 * most if narrow else most, precision

@@ -85,6 +85,9 @@ def infer(
     device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
     batch_size: Annotated[str, option("batch-size", "Windows per network pass: auto or a number.")] = "auto",
     precision: PrecisionName = "auto",
+    no_cuda_graphs: Annotated[
+        bool, option("no-cuda-graphs", "On an NVIDIA GPU, launch each operation of every pass separately.")
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     keep_dtype: Annotated[bool, option("keep-dtype", "Write the input's data type instead of float32.")] = False,
@@ -140,6 +143,7 @@ def infer(
         "fallback": None if device else "cpu",
         "batch_size": _whole_number(batch_size),
         "precision": precision,
+        "replay": not no_cuda_graphs,
         **from_file.loading(),
         **{name: value for name, value in overrides.items() if value is not None},
     }

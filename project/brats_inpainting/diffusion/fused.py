@@ -6,7 +6,6 @@ Shapes: N windows, C channels, V the axes of a window (H W of a patch, X Y Z of 
 from __future__ import annotations
 
 import logging
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +17,7 @@ log = logging.getLogger(__name__)
 
 GROUPS = 32
 CONVOLVE = {4: F.conv2d, 5: F.conv3d}  # by the number of axes of the features
+_found: dict[str, Any] = {}  # kernels by the kind of device
 
 
 class GroupNorm(nn.GroupNorm):
@@ -56,18 +56,26 @@ def add(h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor | float) -> Tensor:
     return h_NCV.add_(x_NCV)
 
 
-@torch.compiler.assume_constant_result
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _kernels(device: str) -> Any:
-    """Return the module of Triton kernels if they run on this kind of device, after a trial; else ``None``."""
-    if device != "cuda":
-        return None
+    """Return the module of Triton kernels if they run on this kind of device; else ``None``."""
+    if device not in _found:
+        _found[device] = _trial() if device == "cuda" else None
+    return _found[device]
+
+
+def _trial() -> Any:
+    """Run a kernel on the GPU; return the module, or ``None`` with a warning."""
     try:
         kernels = import_module("brats_inpainting.diffusion.kernels")
-        x_NCV = torch.ones(1, GROUPS, 2, 2, device=device)
+        x_NCV = torch.ones(1, GROUPS, 2, 2, device="cuda")
         kernels.group_norm(x_NCV, x_NCV[0, :, 0, 0], x_NCV[0, :, 0, 0], None, groups=GROUPS, eps=1e-5, silu=True)
         torch.cuda.synchronize()
     except Exception as error:  # noqa: BLE001 - a compiler may be missing, a folder read-only, a GPU too old
-        log.warning("slower on this GPU: Triton's kernels do not run (%s: %s)", type(error).__name__, error)
+        log.warning(
+            "passes take about three times as long: Triton's kernels do not run on this GPU (%s: %s)\n"
+            "  Triton needs a C compiler, and a folder that it can write to (TRITON_CACHE_DIR).",
+            *(type(error).__name__, error),
+        )
         return None
     return kernels

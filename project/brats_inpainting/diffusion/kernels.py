@@ -66,7 +66,7 @@ class _GroupNorm(Function):
         return y_NCV
 
     @staticmethod
-    def backward(ctx: Any, dy_NCV: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy_NCV: Tensor) -> tuple[Tensor | None, ...]:
         x_NVC, weight_C, bias_C, mean_NC, gain_NC, offset_NC = ctx.saved_tensors
         dy_NVC = dy_NCV.movedim(1, -1).contiguous()
         n, positions, c = _sizes(x_NVC)
@@ -98,7 +98,7 @@ class _Sum(Function):
         return _sum(h_NCV, x_NCV, bias_C)
 
     @staticmethod
-    def backward(ctx: Any, dy_NCV: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy_NCV: Tensor) -> tuple[Tensor, ...]:
         of_x, of_bias = ctx.kinds
         dy_NCV = dy_NCV.movedim(1, -1).contiguous().movedim(-1, 1)  # once for both
         others = [0, *range(2, dy_NCV.ndim)]
