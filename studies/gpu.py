@@ -137,10 +137,10 @@ def paper(table, *, tiny):
 def volumes(table, *, tiny):
     """The bundled 3D network, windows of 96³; and the bundled 2D network."""
     for batch in (1,) if tiny else (1, 4):
-        subject = Subject.of("volume-1", batch, DEVICE, PRECISION)
+        subject = Subject.of("volume-2", batch, DEVICE, PRECISION)
         if tiny:
             subject = replace(subject, unet=subject.unet.model_copy(update=TINY), side=16)
-        _passes(table, f"volume-1, {batch} × {subject.side}³", subject)
+        _passes(table, f"volume-2, {batch} × {subject.side}³", subject)
     for batch, precision in () if tiny else ((64, "bf16"), (64, "fp32")):
         subject = Subject.of("small-2", batch, DEVICE, precision)
         name = f"{precision}, CUDA graph"
@@ -202,7 +202,7 @@ def training_step(recipe):
 
 def cases(table, *, tiny):
     """The example case at every preset; the paper's network with random weights."""
-    for weights, dims in (("volume-1", 3), ("small-2", 2)):
+    for weights, dims in (("volume-2", 3), ("small-2", 2)):
         for preset in () if tiny else PRESETS:
             if dims in PRESETS[preset] and preset != "paper":
                 table.add(f"a case, {weights}", preset, lambda w=weights, p=preset: filled(table.folder, w, p))

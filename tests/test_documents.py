@@ -98,7 +98,7 @@ def test_the_card_tells_every_case_of_the_default_weights():
 
 def test_the_card_tells_what_changed_scans_cost():
     by_weights = rows.grouped(table("validation/robustness.csv"), "weights")
-    dims = {"volume-1": 3, "small-2": 2}
+    dims = {"volume-2": 3, "small-2": 2}
     sampled = {checkpoint.sha256(path)[:8]: str(PRESETS["fast"][dims[name]]) for name, path in BUNDLED.items()}
     assert {key: {row["sampling"] for row in found} for (key,), found in by_weights.items()} == {
         key: {sampling} for key, sampling in sampled.items()
@@ -114,7 +114,7 @@ def test_the_card_tells_what_changed_scans_cost():
         assert f"| {' | '.join(told)} |" in CARD
 
 
-@pytest.mark.parametrize(("name", "card"), [("volume-1", CARD), ("small-2", SLICES_CARD)])
+@pytest.mark.parametrize(("name", "card"), [("volume-2", CARD), ("small-2", SLICES_CARD)])
 def test_the_cards_name_the_weights(name, card):
     weights = checkpoint.load(BUNDLED[name])
     parameters = sum(p.numel() for p in weights.network.parameters())

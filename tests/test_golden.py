@@ -96,7 +96,7 @@ def test_the_hybrid_loss_is_the_original(small, condition, name):
 
 
 def test_the_volume_network_has_the_names_shapes_and_output_of_its_definition():
-    net = checkpoint.load(BUNDLED["volume-1"]).network
+    net = checkpoint.load(BUNDLED["volume-2"]).network
     state = net.state_dict()
     assert sum(p.numel() for p in net.parameters()) == 16_777_096
     assert list(state) == list(VOLUME["keys"])

@@ -478,11 +478,11 @@ def smooth_weights():
 
 
 def test_the_preset_decides_the_bundled_weights_and_refuses_those_of_other_dimensions():
-    assert config.weights_path(None, "fast") == config.BUNDLED["volume-1"]
+    assert config.weights_path(None, "fast") == config.BUNDLED["volume-2"]
     assert config.weights_path(None, "paper") == config.BUNDLED["small-2"]
     assert config.weights_path("small-2", "fast") == config.BUNDLED["small-2"]
     with pytest.raises(ConfigError, match="slice by slice"):
-        Inpainter.load("volume-1", preset="paper", device="cpu")
+        Inpainter.load("volume-2", preset="paper", device="cpu")
 
 
 def test_what_the_default_loads():

@@ -98,7 +98,7 @@ def test_a_real_limit_makes_the_batch_smaller(limited):
 
 
 @pytest.mark.parametrize(
-    ("weights", "size"), [("volume-1", 500), ("volume-1", 1300), ("small-2", 500), ("small-2", 600)]
+    ("weights", "size"), [("volume-2", 500), ("volume-2", 1300), ("small-2", 500), ("small-2", 600)]
 )
 def test_memory_for_not_even_one_window_is_refused_before_the_kernel_ends_the_process(weights, size, limited, tmp_path):
     write_case(tmp_path / "data", "a")
@@ -107,4 +107,4 @@ def test_memory_for_not_even_one_window_is_refused_before_the_kernel_ends_the_pr
     done = limited(size * 2**20, *command)
     assert done.returncode == 2
     assert "GB of memory are free, but a window with sides of 96 voxels needs" in done.stderr
-    assert ("--weights small-2" in done.stderr) == (weights == "volume-1")
+    assert ("--weights small-2" in done.stderr) == (weights == "volume-2")

@@ -25,8 +25,8 @@ from brats_inpainting.errors import ConfigError
 
 FRAME = 224  # side of the paper's slices, §3.1
 FRAME_MULTIPLE = 32  # sides of enlarged frames and windows are multiples of 2**5, for five downsamplings
-BUNDLED = {name: Path(__file__).parent / "weights" / f"{name}.safetensors" for name in ("volume-1", "small-2")}
-BUNDLED_WEIGHTS = BUNDLED["volume-1"]
+BUNDLED = {name: Path(__file__).parent / "weights" / f"{name}.safetensors" for name in ("volume-2", "small-2")}
+BUNDLED_WEIGHTS = BUNDLED["volume-2"]
 
 Spacing = Literal["even", "trailing", "log_snr"]
 
@@ -182,7 +182,7 @@ def weights_path(weights: Path | str | None, preset: str) -> Path:
     """Return the path of a weights file or of bundled weights, by default the preset's."""
     if weights:
         return BUNDLED.get(str(weights), Path(weights))
-    return BUNDLED["volume-1" if 3 in PRESETS.get(preset, {3: None}) else "small-2"]
+    return BUNDLED["volume-2" if 3 in PRESETS.get(preset, {3: None}) else "small-2"]
 
 
 def sampling(preset: str, dims: int, **overrides: Any) -> SamplingConfig:

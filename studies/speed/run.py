@@ -1,6 +1,6 @@
 """Speed of the network: the machine's limits, single passes, other networks, a whole case by phase.
 
-usage: python -m studies.speed [--part ceilings passes peers cases] [--network paper small-2 volume-1] [--rounds 5]
+usage: python -m studies.speed [--part ceilings passes peers cases] [--network paper small-2 volume-2] [--rounds 5]
            [--data-path VAL] [--report-path FOLDER] [--device auto] [--precision auto]
 
 Everything takes about 20 minutes on two cores. Writes speed.json, speed.md and roofline.png to --report-path.
@@ -33,7 +33,7 @@ from studies.speed.subject import Subject
 log = logging.getLogger(__name__)
 
 PARTS = ("ceilings", "passes", "peers", "cases")
-NETWORKS = {"paper": ("fast", "paper"), "small-2": ("fast", "paper"), "volume-1": ("fast", "realistic")}  # and presets
+NETWORKS = {"paper": ("fast", "paper"), "small-2": ("fast", "paper"), "volume-2": ("fast", "realistic")}  # and presets
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 COMPARED_AT = {"cpu": 4, "cuda": 32}  # slices per batch, as infer chooses for a wide network
 LONGEST = 20.0  # seconds: the batch is doubled until a pass would take longer

@@ -1,7 +1,7 @@
 """Measure the memory of one pass of a network, as the growth of this process's peak.
 
 usage: python -m tests.reliability.memory paper|small-2 SLICES, of 224 × 224
-       python -m tests.reliability.memory volume-1 SIDE, of a box in voxels
+       python -m tests.reliability.memory volume-2 SIDE, of a box in voxels
 """
 
 import math

@@ -89,7 +89,7 @@ Viewer = Annotated[
     option("viewer", "Embed an interactive viewer of all slices in report.html.", hidden=not offers("nilearn")),
 ]
 WeightsFile = Annotated[
-    Path | None, option("weights", "Weights: a .safetensors or .pt file, or bundled: volume-1 (default), small-2.")
+    Path | None, option("weights", "Weights: a .safetensors or .pt file, or bundled: volume-2 (default), small-2.")
 ]
 
 
