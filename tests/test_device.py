@@ -9,7 +9,7 @@ import torch
 from brats_inpainting import device
 from brats_inpainting.config import UNetConfig
 from brats_inpainting.errors import ConfigError
-from brats_inpainting.plan import defaults
+from brats_inpainting.plan import Plan, defaults
 
 CPU = torch.device("cpu")
 
@@ -124,3 +124,11 @@ def test_a_narrow_network_takes_larger_batches_on_a_large_gpu(machine, capabilit
     assert defaults(torch.device("cuda:0"), UNetConfig(width=width)) == expected
     assert defaults(CPU, UNetConfig(width=width)) == (4, "fp32")
     assert defaults(torch.device("mps"), UNetConfig(width=width)) == (8, "fp32")
+
+
+def test_passes_are_replayed_on_an_nvidia_gpu_unless_asked_otherwise(machine):
+    machine(capability=(9, 0))
+    unet, gpu = UNetConfig(), torch.device("cuda:0")
+    assert Plan.make(unet, gpu).replay
+    assert not Plan.make(unet, gpu, replay=False).replay
+    assert not Plan.make(unet, CPU).replay
