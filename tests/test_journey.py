@@ -72,7 +72,7 @@ def test_the_bundled_weights_fill_the_example_better_than_what_needs_no_network(
         assert ours.psnr > theirs.psnr
         assert ours.mse < theirs.mse
     # golden: volume-2 at preset fast; processors differ in the last bits, which one pass hardly magnifies
-    assert ours[:3] == pytest.approx((0.8038, 21.68, 0.006789), rel=2e-3)
+    assert ours[:3] == pytest.approx((0.8374, 22.65, 0.005432), rel=2e-3)
 
 
 # of the voxels filled: mean, standard deviation, root of the mean squared error. Eight steps magnify the last bits, in
@@ -82,8 +82,8 @@ GOLDEN = {
     ("small-2", "realistic", 8): (146.37, 51.840, 28.471),
     ("small-2", "uncertainty", 2): (157.90, 36.556, 19.189),
     ("small-2", "paper", 20): (146.00, 32.958, 19.747),
-    ("volume-2", "fast", 1): (152.76, 42.715, 11.768),
-    ("volume-2", "realistic", 2): (153.92, 43.642, 11.947),
+    ("volume-2", "fast", 1): (152.23, 41.702, 10.817),
+    ("volume-2", "realistic", 2): (153.34, 43.771, 10.618),
 }
 
 
