@@ -459,7 +459,7 @@ def test_an_interrupted_run_keeps_what_is_finished(data, tmp_path, tiny_weights,
     path = data / IDS[1] / f"{IDS[1]}-mask.nii.gz"
     nib.save(nib.Nifti1Image(lesion((64, 64, 12), radius=0.32).astype(np.uint8), LPS), path)  # the longer of the two
     args = ["infer", "--data-path", data, "--output-path", tmp_path / "out", "--weights", tiny_weights]
-    settings = ["--sampler", "ddim", "--steps", "300", "--device", "cpu", "--batch-size", "1"]
+    settings = ["--sampler", "ddim", "--steps", "100", "--device", "cpu", "--batch-size", "1"]
     command = [sys.executable, "-m", "brats_inpainting", *map(str, args), *settings]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     while "written to" not in process.stderr.readline():

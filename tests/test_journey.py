@@ -115,7 +115,8 @@ def test_the_demos_evaluation_writes_scores_and_a_page(example):
 def test_the_wheel_brings_the_weights_and_the_example_and_runs_on_its_own(tmp_path, example):
     case, _, _ = example
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True)
+    build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT)
+    subprocess.run([*pip, *build], check=True)
     wheel = next(tmp_path.glob("*.whl"))
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
