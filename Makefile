@@ -14,6 +14,7 @@ TORCH_PIN = $(TORCH_RELEASE)$(TORCH:%=+%)
 TORCH_INDEX = $(TORCH:%=https://download.pytorch.org/whl/%)
 WHEELHOUSE ?= wheelhouse/$(or $(TORCH),cuda)
 PORT ?= 8765
+WHEELS ?= http://127.0.0.1:$(PORT)/
 REVISION ?= $(shell git rev-parse --short HEAD)
 SOURCE ?= $(shell git config remote.origin.url | grep ^https:)
 BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%) \
@@ -45,9 +46,12 @@ reliability: $(READY)  ## the long tests of docs/reliability.md: fuzzer, kills, 
 	$(BIN)/python -m tests.reliability.kills 30
 	$(BIN)/python -m tests.reliability.long_run 200
 
+# The address of the wheels has a password, which must not be in the image.
+test-container: export WHEELS := http://user:password-$(shell echo $$RANDOM$$RANDOM)@127.0.0.1:$(PORT)/
 test-container: $(READY) $(CLIENTS)  ## test the image with every client; starts a Docker engine if none is running
 	$(MAKE) wheelhouse TORCH=cpu
-	tests/container/with_engine bash -ec '$(MAKE) image TORCH=cpu; $(BIN)/python -m pytest -m container tests/container'
+	tests/container/with_engine bash -ec '$(MAKE) image TORCH=cpu; \
+		$(BIN)/python -m pytest -m container --durations 15 tests/container'
 
 lint: $(READY)  ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -65,7 +69,7 @@ else
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(WHEELHOUSE) $(PORT) >/dev/null 2>&1 & server=$$!; \
 	trap "kill $$server" EXIT; sleep 1; kill -0 $$server || { echo "Port $(PORT) is in use; set PORT=…"; exit 1; }; \
 	docker build --tag $(IMAGE) $(BUILD) --network host --build-arg PIP_NO_INDEX=1 \
-		--build-arg PIP_FIND_LINKS=http://127.0.0.1:$(PORT)/ .
+		--build-arg PIP_FIND_LINKS=$(WHEELS) .
 endif
 
 wheelhouse: $(WHEELHOUSE)/complete  ## download all wheels of the image, for offline builds; needs Python 3.11, as in the image

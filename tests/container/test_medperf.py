@@ -94,13 +94,13 @@ def predict(config, parameters, data, out, tmp_path):
     run("docker", "run", "--rm", "-u", OWNER[1], *volumes, tmp, "--network", "none", config["image"], *command)
 
 
-def test_the_client_that_calls_docker_itself_gets_its_predictions(cube, data, out, filled, tmp_path):
+def test_the_client_that_calls_docker_itself_gets_its_predictions(cube, one, out, filled_one, tmp_path):
     config = yaml.safe_load((cube / "container_config.yaml").read_text())
     assert (config.pop("container_type"), config["image"]) == ("DockerImage", IMAGE)
     shipped = yaml.safe_load((ROOT / "mlcube" / "container_config.yaml").read_text())
     assert config["tasks"] == shipped["tasks"]
-    predict(config, cube / "workspace" / "parameters.yaml", data, out, tmp_path)
-    assert_same(voxels(out), filled)
+    predict(config, cube / "workspace" / "parameters.yaml", one, out, tmp_path)
+    assert_same(voxels(out), filled_one)
 
 
 def test_the_client_that_loads_an_archive_gets_its_predictions(one, out, filled_one, tmp_path):
