@@ -144,16 +144,14 @@ def test_help_lists_no_option_whose_package_is_not_in_the_image(task):
     assert not re.search("--viewer|--template|--cluster|biharmonic|telea", helped)
 
 
-def test_a_fill_that_the_image_cannot_make_says_what_to_install_and_the_others_are_made(mounts, out, filled_one):
+def test_a_fill_that_the_image_cannot_make_says_what_to_install_and_another_is_made(mounts, out, filled_one):
     for method in ("biharmonic", "telea"):
         done = docker_run(*mounts, IMAGE, "baseline", "--method", method, "--data-path=/input", "--output-path=/output")
         assert done.returncode == 2
         assert "Outside the container, run pip install 'brats-inpainting[baselines]'" in done.stderr
-    for method in ("mean", "mirror"):
-        places = ("--data-path=/input", "--output-path=/output", "--overwrite")
-        done = docker_run(*mounts, IMAGE, "baseline", "--method", method, *places)
-        assert done.returncode == 0, done.stderr
-        assert list(voxels(out)) == list(filled_one)
+    done = docker_run(*mounts, IMAGE, "baseline", "--method", "mirror", "--data-path=/input", "--output-path=/output")
+    assert done.returncode == 0, done.stderr
+    assert list(voxels(out)) == list(filled_one)
 
 
 ONE_STEP = ("infer", "--weights=small-2", "--steps=1")
