@@ -1,4 +1,4 @@
-"""Seconds from `docker run` to the first denoising step, three times: first_step.py IMAGE DATA"""
+"""Seconds from `docker run` to the first denoising step, COUNT (5) times: first_step.py IMAGE DATA [COUNT]"""
 
 import os
 import re
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 image, data = sys.argv[1], Path(sys.argv[2]).resolve()
-for _ in range(3):
+for _ in range(int(sys.argv[3]) if sys.argv[3:] else 5):
     with tempfile.TemporaryDirectory() as output:
         owner = f"{os.getuid()}:{os.getgid()}"
         command = ["docker", "run", "--rm", "--network=none", f"--user={owner}", f"-v={data}:/input:ro"]
