@@ -28,7 +28,7 @@ RUN mkdir project && pip install --no-cache-dir --constraint requirements.txt ".
 FROM base
 # With CUDA, Triton builds its launcher with a C compiler when a GPU is first used.
 ARG TORCH=
-RUN test "${TORCH}" = +cpu || { apt-get update \
+RUN test "${TORCH}" = +cpu || command -v gcc || { apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev libpython3-dev && rm -rf /var/lib/apt/lists/*; }
 
 LABEL org.opencontainers.image.title="brats-inpainting" \

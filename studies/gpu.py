@@ -2,9 +2,10 @@
 
 usage: python -m studies.gpu [--output FOLDER] [--part limits paper volume training cases] [--tiny]
 
-Compares with guided-diffusion's steps, diffusers and MONAI where these are installed. Weights are random but for the
-cases; times are medians of synchronised turns after a warm-up. Writes gpu.json and gpu.md to --output after every row.
---tiny runs all of it with small sizes on any device, as a test.
+Compares with guided-diffusion's steps, diffusers and MONAI where these are installed. Cases have the bundled weights,
+everything else random ones. Passes and steps are medians of synchronised turns after a warm-up; a case is its second
+run; limits and single convolutions are the best of five. Writes gpu.json and gpu.md to --output after every row.
+--tiny tests passes and training with small sizes on any device.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """The straight line from arrays to arrays: reproducible to the bit, independent of company, kept within the mask."""
 
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -490,3 +491,9 @@ def test_what_the_default_loads():
     assert machine.weights.path == config.BUNDLED_WEIGHTS
     assert machine.sampling == PRESETS["fast"][3]
     assert (machine.plan.batch_size, machine.plan.concurrent) == (1, 1)
+
+
+def test_an_inpainter_can_be_pickled():
+    ours = inpainter()
+    copy = pickle.loads(pickle.dumps(ours))
+    np.testing.assert_array_equal(*(each.inpaint(brain(SHAPE), lesion(SHAPE)).image for each in (ours, copy)))

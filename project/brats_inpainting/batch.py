@@ -147,7 +147,7 @@ def network_pass(network: Callable[[Tensor, Tensor], Tensor], plan: Plan) -> Net
 
     def run(x_NCV: Tensor, t_1: Tensor) -> Tensor:
         one_by_one = plan.device.type == "cpu" and len(x_NCV) % torch.get_num_threads() > 0
-        with autocast(plan.device.type, plan.precision):
+        with torch.cuda.device_of(x_NCV), autocast(plan.device.type, plan.precision):  # where Triton launches
             return torch.cat([network(x, t_1) for x in x_NCV.split(1 if one_by_one else len(x_NCV))])
 
     return Replay(run) if plan.replay else run

@@ -311,8 +311,10 @@ def _fill(case: Case, target: Path, order: Order) -> dict[str, Any]:
     with CASE_LOCK:
         torch.set_num_threads(worker.state.nthreads)
         own = loader.inpainter.plan
-        plan = replace(order.plan, device=own.device, concurrent=own.concurrent)
-        return fill.fill_case(replace(loader.inpainter, plan=plan), case, target, order.options)
+        plan = replace(order.plan, device=own.device, concurrent=own.concurrent, replay=own.replay)
+        if plan != own:
+            loader.inpainter = replace(loader.inpainter, plan=plan)
+        return fill.fill_case(loader.inpainter, case, target, order.options)
 
 
 def _loader(worker: Worker, run: str) -> Loader | None:

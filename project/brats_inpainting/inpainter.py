@@ -80,7 +80,7 @@ class Inpainter:
             fallback: ``cpu`` replaces a GPU that cannot be used, with a warning; an error if not given.
             batch_size: windows per network pass; chosen by the device if not given.
             at_most: the largest batch size that may be chosen.
-            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU, on a GPU by network and GPU.
+            precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp32 on a CPU; on a GPU bf16, or fp16 on older ones.
             replay: on an NVIDIA GPU, replay passes of one shape as a CUDA graph.
             unet: the architecture of a weights file that stores none, if its shapes do not determine it.
             diffusion: the process settings of such a file; the paper's if not given.
@@ -108,6 +108,15 @@ class Inpainter:
         network = self.weights.network
         network.to(self.plan.device, memory_format=MEMORY_FORMAT[network.config.dims])  # type: ignore[call-overload]
         self.network = batch.network_pass(network, self.plan)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is prepared for this process."""
+        return {name: value for name, value in vars(self).items() if name != "network"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore, and prepare the passes again."""
+        vars(self).update(state)
+        self.__post_init__()
 
     def inpaint(
         self, image: Any, mask: Any, *, brain: Any = None, reading: MaskReading = UNAMBIGUOUS, seed: int = 0

@@ -71,7 +71,8 @@ class Muon(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the momenta and the state of AdamW."""
         firsts = [same[0] for same in self.alike]
-        self.momenta_KOV = [kept.to(p) for kept, p in zip(state_dict["momenta"], firsts, strict=False)]
+        stored = state_dict["momenta"]  # none before the first step
+        self.momenta_KOV = [kept.to(p) for kept, p in zip(stored, firsts, strict=bool(stored))]
         self.adamw.load_state_dict(state_dict["adamw"])
 
 

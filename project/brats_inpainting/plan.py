@@ -62,7 +62,7 @@ class Plan:
             device: where it runs.
             batch_size: windows per network pass, if that is not to be decided here.
             at_most: the largest batch size that may be chosen.
-            precision: ``auto`` is float32 on a CPU; on a GPU it depends on network and GPU.
+            precision: ``auto`` is float32 on a CPU; on a GPU bfloat16, or float16 on older ones.
             replay: allow CUDA graphs on a GPU.
             threads: CPU threads that may be used; torch's own number if not given.
             limit: bytes of memory that may be used; what is free if not given.

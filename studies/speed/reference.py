@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brats_inpainting.diffusion.fused import GROUPS, GroupNorm
-from brats_inpainting.diffusion.unet import Attention, ResBlock, UNet, timestep_embedding
+from brats_inpainting.diffusion.unet import Attention, ResBlock, UNet, Upsample, timestep_embedding
 
 
 class Reference(nn.Module):
@@ -45,6 +45,8 @@ def _through(stage: nn.Module, h_NCV: Tensor, emb_NE: Tensor) -> Tensor:
             h_NCV = _attention(layer, h_NCV)
         elif isinstance(layer, nn.Conv2d):
             h_NCV = layer(h_NCV)
+        elif isinstance(layer, Upsample):
+            h_NCV = layer.conv(F.interpolate(h_NCV, scale_factor=2))
         else:
             h_NCV = layer(h_NCV, emb_NE)
     return h_NCV

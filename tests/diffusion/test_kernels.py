@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from brats_inpainting.config import UNetConfig
-from brats_inpainting.diffusion import fused
+from brats_inpainting.diffusion import convolution, fused
 from brats_inpainting.diffusion.replay import Replay
 from brats_inpainting.diffusion.unet import UNet
 
@@ -127,6 +127,21 @@ def test_the_network_with_kernels_gives_its_values_and_gradients(kernels, config
 
     for ours, plain in zip(run(kernels), run(None), strict=True):
         assert (ours - plain).norm() < 1e-4 * max(1, plain.norm())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 2, 3, 4, 5)])
+def test_doubled_features_are_those_of_the_nearest_neighbour(shape):
+    x = random(*shape, dtype=torch.float32)
+    assert torch.equal(convolution._doubled(x), F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="recording works on a GPU")
+def test_a_pass_that_cannot_be_recorded_runs_as_it_is(caplog):
+    replay = Replay(lambda x, t: x + t)
+    for shape in ((1, 2), (3, 2)):
+        for t in range(5):
+            assert torch.equal(replay(torch.ones(shape), torch.tensor([t])), torch.full(shape, 1.0 + t))
+    assert caplog.text.count("passes are not replayed as a CUDA graph") == 2  # once for each shape
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")

@@ -74,7 +74,7 @@ PrecisionName = Annotated[
     str,
     option(
         "precision",
-        "Network precision. auto: fp32 on a CPU; on a GPU, chosen by network and GPU.",
+        "Network precision. auto: fp32 on a CPU; on a GPU bf16, or fp16 on older ones.",
         **choice(["auto", *PRECISIONS]),
     ),
 ]

@@ -74,7 +74,7 @@ def _trial() -> Any:
     except Exception as error:  # noqa: BLE001 - a compiler may be missing, a folder read-only, a GPU too old
         log.warning(
             "passes take about three times as long: Triton's kernels do not run on this GPU (%s: %s)\n"
-            "  Triton needs a C compiler, and a folder that it can write to (TRITON_CACHE_DIR).",
+            "  Triton needs a C compiler, and a folder to write to and to load libraries from (TRITON_CACHE_DIR).",
             *(type(error).__name__, error),
         )
         return None

@@ -27,7 +27,7 @@ def group_norm(
     """Normalise ``x + shift`` by groups of channels (Wu & He 2018, eq. 7), then apply SiLU if asked for.
 
     Args:
-        x_NCV: features; those in channels-last layout are not copied.
+        x_NCV: features, at least one window; those in channels-last layout are not copied.
         weight_C: the factor of each channel.
         bias_C: added to each channel.
         shift_NC: added to the features before they are normalised; N or 1 rows.
@@ -146,7 +146,12 @@ def _statistics(x_NVC: Tensor, shift_NC: Tensor | None, groups: int, eps: float)
     )
     shifts = 0 if shift_NC is None else len(shift_NC)
     _merge[n, groups](
-        *(moments_2NBC[0], moments_2NBC[1], shift_NC if shifts else found_3NC, *found_3NC.unbind()),
+        *(
+            moments_2NBC[0],
+            moments_2NBC[1],
+            shift_NC.contiguous() if shift_NC is not None else found_3NC,
+            *found_3NC.unbind(),
+        ),
         *(positions, c, blocks, c // groups, eps),
         SHIFTED=shifts > 0,
         STEP=int(shifts > 1),
