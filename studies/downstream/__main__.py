@@ -1,0 +1,6 @@
+"""``python -m studies.downstream``."""
+
+from studies.downstream.run import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Tools for healthy brains on filled scans: one table per part.
+
+usage: python -m studies.downstream --part PART --data-path VAL --work-path FOLDER [--evidence-path docs/evidence]
+
+The data are validation cases, or for ``--part real`` a folder of lesions. Fills are made once, in the work folder. Rows
+in the table are skipped, so a run can be interrupted; the first mask of every subject comes first. ``--part tables``
+prints the tables of docs/evidence.md, ``--part picture`` draws its picture.
+"""
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+from brats_inpainting import runtime
+from studies import rows
+
+MEASURED = (
+    "segmentation",
+    "registration",
+    "finer_segmentation",
+    "finer_registration",
+    "bias",
+    "real",
+    "uncertainty",
+    "realism",
+)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--part", choices=(*MEASURED, "tables", "picture"), required=True)
+    parser.add_argument("--data-path", type=Path)
+    parser.add_argument("--work-path", type=Path)
+    parser.add_argument("--evidence-path", type=Path, default=Path("docs/evidence"))
+    parser.add_argument("--cases", type=int, default=16, help="how many, the first mask of every subject first")
+    args = parser.parse_args()
+    runtime.settle()
+    part = import_module(f"studies.downstream.{args.part}")
+    if args.part == "tables":
+        print(part.page(args.evidence_path))
+        return
+    from studies.downstream import fills
+
+    find = fills.lesions if args.part == "real" else fills.subjects
+    subjects = find(args.data_path, args.work_path)[: args.cases]
+    if args.part == "picture":
+        part.draw(subjects, args.evidence_path.with_suffix(".png"))
+        return
+    table = args.evidence_path / f"{args.part}.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    for subject in subjects:
+        for name in part.NAMES:
+            if not rows.read(table, {"case": subject.id, "fill": name}):
+                rows.append(table, list(part.measured(subject, name)))
+                print(args.part, subject.id, name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

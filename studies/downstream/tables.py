@@ -1,0 +1,162 @@
+"""The tables of docs/evidence.md, from the CSV files. Means are over subjects; each is the mean of its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from studies import rows
+from studies.downstream import fills, realism, regions
+
+Row = dict[str, str]
+OURS, VOIDED, AGAIN, MASKED = "3D fast", "voided", "truth again", "cost-function masking"
+NAMES = {
+    AGAIN: "*truth, another seed*",
+    VOIDED: "voided",
+    MASKED: "voided, cost-function masking",
+    "2D fast": "2D `fast`",
+    "3D fast": "**3D `fast` (default)**",
+    "3D realistic": "3D `realistic`",
+}
+
+
+def page(folder: Path) -> str:
+    """Return all tables as Markdown, each under the name of its CSV file; those that exist."""
+    parts: dict[str, Callable[[list[Row]], list[str]]] = {
+        "segmentation": segmentation,
+        "finer_segmentation": segmentation,
+        "registration": registration,
+        "finer_registration": registration,
+        "bias": bias,
+        "real": real,
+        "uncertainty": uncertainty,
+        "realism": classifiers,
+    }
+    found = [(name, rows.read(folder / f"{name}.csv", {})) for name in parts]
+    return "\n".join("\n".join([f"\n{name}\n", *parts[name](read)]) for name, read in found if read)
+
+
+def by_subject(read: Sequence[Row], column: str) -> dict[str, float]:
+    """Return the mean of a column for every subject."""
+    persons: dict[str, list[float]] = {}
+    for row in read:
+        persons.setdefault(row["case"].split("-")[0], []).append(float(row[column]))
+    return {person: float(np.nanmean(values)) for person, values in sorted(persons.items())}
+
+
+def mean(read: Sequence[Row], column: str) -> float:
+    """Return the mean over subjects."""
+    return float(np.nanmean([*by_subject(read, column).values()]))
+
+
+def paired(read: Sequence[Row], other: Sequence[Row], column: str) -> tuple[float, int]:
+    """Return p of the two-sided Wilcoxon signed-rank test over subjects, and their number."""
+    one, two = by_subject(read, column), by_subject(other, column)
+    both = [(one[person], two[person]) for person in one if person in two]
+    different = np.array([a - b for a, b in both if np.isfinite(a - b)])
+    return float(stats.wilcoxon(different).pvalue) if different.any() else 1.0, different.size
+
+
+def segmentation(read: list[Row]) -> list[str]:
+    """Dice by tool: three tissues inside, their mean in the shell and elsewhere, and the volume's error."""
+    lines = []
+    for (tool,), of in rows.grouped(read, "tool").items():
+        lines += [*heading([tool, *(f"{t}, inside" for t in regions.TISSUES), "shell", "elsewhere", "volume, ml"])]
+        for (fill,), found in rows.grouped(of, "fill").items():
+            inside = [mean(rows.matching(found, {"tissue": tissue}), "inside") for tissue in regions.TISSUES]
+            sized = [{**row, "ml": str(abs(float(row["ml"])))} for row in found]
+            cells = [*inside, mean(found, "shell"), mean(found, "elsewhere")]
+            lines.append(line(fill, [*(f"{v:.3f}" for v in cells), f"{mean(sized, 'ml'):.1f}"]))
+        lines += ["", *compared(of, ("inside", "shell", "elsewhere")), ""]
+    return lines
+
+
+def registration(read: list[Row]) -> list[str]:
+    """Difference of the displacement in mm: mean and 95th percentile by region."""
+    columns = [f"{region}_{kind}" for region in regions.REGIONS for kind in ("mean", "p95")]
+    lines = []
+    for (stage,), of in rows.grouped(read, "stage").items():
+        lines += heading([stage, *(column.replace("_", ", ") for column in columns)])
+        for (fill,), found in rows.grouped(of, "fill").items():
+            lines.append(line(fill, [f"{mean(found, column):.2f}" for column in columns]))
+        lines += ["", *compared(of, columns[::2]), ""]
+    return lines
+
+
+def bias(read: list[Row]) -> list[str]:
+    """Difference of the bias field in per cent."""
+    columns = [f"{region}_mean" for region in regions.REGIONS]
+    lines = heading(["N4", *regions.REGIONS])
+    for (fill,), found in rows.grouped(read, "fill").items():
+        lines.append(line(fill, [f"{mean(found, column):.2f}" for column in columns]))
+    return [*lines, "", *compared(read, columns)]
+
+
+def compared(read: list[Row], columns: Sequence[str]) -> list[str]:
+    """Compare every fill with the default one, in each column."""
+    by_fill = rows.grouped(read, "fill")
+    lines = []
+    for (fill,), found in by_fill.items():
+        if fill != OURS and (OURS,) in by_fill:
+            tests = {column: paired(by_fill[OURS,], found, column) for column in columns}
+            lines.append(
+                f"{OURS} against {fill}: " + ", ".join(f"{c} p = {p:.3f} (n = {n})" for c, (p, n) in tests.items())
+            )
+    return lines
+
+
+def real(read: list[Row]) -> list[str]:
+    """One table for each lesion: fills in rows, measures in columns."""
+    lines = []
+    for (case,), of in rows.grouped(read, "case").items():
+        found = [row for row in of if np.isfinite(float(row["value"]))]
+        measures = [*dict.fromkeys(row["measure"] for row in found)]
+        lines += heading([case, *measures])
+        for (fill,), its in rows.grouped(found, "fill").items():
+            values = {row["measure"]: float(row["value"]) for row in its}
+            lines.append(line(fill, [f"{values[m]:.2f}" if m in values else "–" for m in measures]))
+        lines.append("")
+    return lines
+
+
+def uncertainty(read: list[Row]) -> list[str]:
+    """One line for each case, and their mean."""
+    columns = ("wrong", "auc", "auc_depth", "wrong_lowest_tenth", "wrong_highest_tenth")
+    lines = heading(["case", *columns])
+    lines += [line(row["case"], [f"{float(row[column]):.2f}" for column in columns]) for row in read]
+    return [*lines, line("mean", [f"{mean(read, column):.2f}" for column in columns])]
+
+
+def classifiers(read: list[Row]) -> list[str]:
+    """Area under the ROC curve of two classifiers for every fill."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    models = {
+        "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)),
+        "random forest": RandomForestClassifier(300, min_samples_leaf=2, random_state=0),
+    }
+    by_fill = rows.grouped(read, "fill")
+    truth = by_fill.pop((fills.TRUTH,))
+    lines = heading(["AUC", *models, "patches"])
+    for (fill,), found in by_fill.items():
+        there = {(row["case"], row["patch"]) for row in found}
+        same = [row for row in truth if (row["case"], row["patch"]) in there]
+        cells = [f"{realism.auc(same, found, model):.2f}" for model in models.values()]
+        lines.append(line(fill, [*cells, f"2 × {len(found)}"]))
+    return lines
+
+
+def heading(names: Sequence[str]) -> list[str]:
+    """Return the first two lines of a table."""
+    return [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+
+
+def line(fill: str, cells: Sequence[str]) -> str:
+    """Return a line of a table."""
+    return f"| {NAMES.get(fill, fill)} | {' | '.join(cells)} |"

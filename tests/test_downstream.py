@@ -1,0 +1,89 @@
+"""Studies of tools on filled scans: the measures are right where the answer is known; the page shows the CSV files."""
+
+import numpy as np
+import pytest
+
+from studies.downstream import fills, real, realism, regions, tables, uncertainty
+
+from .conftest import write_case
+
+RNG = np.random.default_rng(0)
+
+
+def test_regions_are_the_mask_a_shell_of_10_mm_and_the_rest_of_the_brain():
+    mask, brain = np.zeros((40, 3, 3), bool), np.zeros((40, 3, 3), bool)
+    mask[2:5, 1, 1], brain[4:35] = True, True
+    found = regions.regions(mask, brain)[:, 1, 1]
+    assert [*found[:16]] == [0, 0, 1, 1, 1, *[2] * 10, 3]
+    assert [*found[34:36]] == [3, 0]
+    assert regions.regions(mask, brain, spacing=2.0)[:, 1, 1][9:11].tolist() == [2, 3]
+
+
+def test_overlap_counts_each_tissue_in_its_region_only():
+    region = np.array([1, 1, 1, 1, 2, 2, 3])
+    truth, found = np.array([3, 3, 2, 2, 3, 1, 3]), np.array([3, 2, 2, 2, 3, 3, 3])
+    assert regions.overlap(found, truth, region, 3) == {"inside": 2 / 3, "shell": 2 / 3, "elsewhere": 1}
+    assert np.isnan(regions.overlap(found, truth, region, 1)["inside"])  # neither has any
+
+
+def test_displacements_are_summarised_by_region():
+    vectors = np.array([[3, 4, 0], [0, 0, 1], [0, 0, 0], [0, 0, 2]])
+    found = regions.lengths(vectors, np.array([1, 2, 2, 0]))
+    assert (found["inside_mean"], found["shell_mean"], found["shell_p95"]) == pytest.approx((5, 0.5, 0.95))
+    assert np.isnan(found["elsewhere_mean"])
+    assert regions.lengths(np.array([-2.0, 1.0]), np.array([1, 3]))["inside_mean"] == 2
+
+
+def test_area_is_the_probability_that_a_wrong_voxel_scores_higher():
+    score, wrong = RNG.integers(0, 5, 60), RNG.random(60) < 0.4
+    pairs = np.sign(score[wrong][:, None] - score[~wrong]) / 2 + 0.5
+    assert uncertainty.area(score, wrong) == pytest.approx(pairs.mean())
+    assert np.isnan(uncertainty.area(score, np.zeros(60, bool)))
+
+
+def test_shared_area_of_histograms_is_1_for_equal_values_and_0_apart():
+    values = RNG.normal(size=2000)
+    assert real.shared(values, values) == pytest.approx(1)
+    assert real.shared(values, values + 100) == 0
+
+
+def test_a_patch_is_cut_where_a_component_is_deepest():
+    mask = np.zeros((60, 60, 60), bool)
+    mask[20:35, 20:35, 20:35] = mask[50:60, 50:60, 50:60] = True
+    mask[0, 0, 0] = True  # too small
+    assert realism.centres(mask) == [(27, 27, 27), (48, 48, 48)]
+
+
+def test_a_classifier_tells_blurred_patches_from_noise_but_not_noise_from_noise():
+    linear = pytest.importorskip("sklearn.linear_model").LogisticRegression(max_iter=1000)
+
+    def patches(blur):
+        for subject in range(12):
+            patch = RNG.normal(1, 0.1, (24, 24, 24))
+            row = {"case": f"{subject}-000", "fill": "a", "patch": "1"}
+            yield row | realism.features(np.clip(patch, 0.95, 1.05) if blur else patch)
+
+    noise = [*patches(blur=False)]
+    assert realism.auc(noise, [*patches(blur=True)], linear) > 0.95
+    assert 0.1 < realism.auc(noise, [*patches(blur=False)], linear) < 0.9  # 24 patches: chance is 0.5 ± 0.12
+
+
+def test_means_and_tests_are_over_subjects():
+    read = [{"case": f"{person}-00{mask}", "x": str(person + mask)} for person in range(8) for mask in range(2)]
+    lower = [row | {"x": str(float(row["x"]) - 1 - int(row["case"][0]))} for row in read]
+    assert tables.mean(read, "x") == 4
+    assert tables.paired(read, lower, "x") == (pytest.approx(2 / 2**8), 8)  # all 8 differences have one sign
+
+
+def test_fills_are_made_once_and_read_again(tmp_path):
+    write_case(tmp_path / "cases", "BraTS-GLI-00001-000")
+    (subject,) = fills.subjects(tmp_path / "cases", tmp_path / "work")
+    filled = subject.image("mean")
+    inside = subject.mask()
+    assert np.ptp(filled[inside]) < 1e-3 * filled.max()  # one value, up to rounding
+    assert not subject.image("voided")[inside].any()
+    assert (subject.id, subject.person) == ("00001-000", "00001")
+    (path,) = (tmp_path / "work" / "mean").iterdir()
+    written = path.stat().st_mtime_ns
+    assert np.array_equal(subject.image("mean"), filled)
+    assert path.stat().st_mtime_ns == written
