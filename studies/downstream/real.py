@@ -14,7 +14,7 @@ import numpy as np
 from studies.downstream import regions, registration, segmentation
 from studies.downstream.fills import LESION, VOIDED, Subject
 
-FILLS = (LESION, "biharmonic", "2D fast", "3D fast", "3D realistic")
+FILLS = (LESION, "biharmonic", "2D fast", "3D fast")
 NAMES = (LESION, VOIDED, registration.MASKED, *FILLS[1:])
 SCLEROSIS = ("90501-000", "90503-000")
 WHITE = 3

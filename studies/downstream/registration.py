@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from studies.downstream import fills, regions
 from studies.downstream.fills import TRUTH, VOIDED, Subject
@@ -28,11 +29,18 @@ def measured(subject: Subject, fill: str, *, iterations: tuple[int, ...] = ITERA
         yield {"case": subject.id, "fill": fill, "stage": stage} | regions.lengths(difference, region)
 
 
-@lru_cache(2)
 def registered(subject: Subject, fill: str, iterations: tuple[int, ...] = ITERATIONS) -> Any:
-    """Register a scan; ``truth again`` has another seed."""
-    from studies.downstream.tools import register
+    """Register a scan, once; then read it from the work folder. ``truth again`` has another seed."""
+    from studies.downstream.tools import Registration, register
 
+    folder = subject.work / f"SyN-{'-'.join(map(str, iterations))}" / fill.replace(" ", "-")
+    path = folder / f"{subject.id}.npz"
+    if path.exists():
+        with np.load(path) as file:
+            return Registration(file["displacement"], file["affine"])
     image = subject.image({AGAIN: TRUTH, MASKED: VOIDED}.get(fill, fill))
     left_out = subject.mask() if fill == MASKED else None
-    return register(image, seed=1 + (fill == AGAIN), left_out_XYZ=left_out, iterations=iterations)
+    found = register(image, seed=1 + (fill == AGAIN), left_out_XYZ=left_out, iterations=iterations)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(path, displacement=found.displacement_XYZ3, affine=found.affine)
+    return found

@@ -33,6 +33,7 @@ def main():
     parser.add_argument("--work-path", type=Path)
     parser.add_argument("--evidence-path", type=Path, default=Path("docs/evidence"))
     parser.add_argument("--cases", type=int, default=16, help="how many, the first mask of every subject first")
+    parser.add_argument("--fills", nargs="*", help="only these; all by default")
     args = parser.parse_args()
     runtime.settle()
     part = import_module(f"studies.downstream.{args.part}")
@@ -49,7 +50,7 @@ def main():
     table = args.evidence_path / f"{args.part}.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
     for subject in subjects:
-        for name in part.NAMES:
+        for name in args.fills or part.NAMES:
             if not rows.read(table, {"case": subject.id, "fill": name}):
                 rows.append(table, list(part.measured(subject, name)))
                 print(args.part, subject.id, name, flush=True)

@@ -35,8 +35,26 @@ def page(folder: Path) -> str:
         "uncertainty": uncertainty,
         "realism": classifiers,
     }
-    found = [(name, rows.read(folder / f"{name}.csv", {})) for name in parts]
-    return "\n".join("\n".join([f"\n{name}\n", *parts[name](read)]) for name, read in found if read)
+    found = {name: rows.read(folder / f"{name}.csv", {}) for name in parts}
+    text = "\n".join("\n".join([f"\n{name}\n", *parts[name](read)]) for name, read in found.items() if read)
+    return "\n".join([*goals(found["segmentation"], found["registration"]), text])
+
+
+def goals(segmented: list[Row], registered: list[Row]) -> list[str]:
+    """How much error is left beyond that of the truth with another seed, and the share of the voided scan's."""
+    names = (VOIDED, MASKED, "biharmonic", "2D fast", OURS, "3D realistic")
+    measures = {
+        "Atropos, shell, 1 − Dice": (rows.matching(segmented, {"tool": "Atropos"}), "shell", -1),
+        "SyN, elsewhere, mm": (rows.matching(registered, {"stage": "SyN"}), "elsewhere_mean", 1),
+        "SyN, shell, mm": (rows.matching(registered, {"stage": "SyN"}), "shell_mean", 1),
+    }
+    lines = heading(["excess error", *(NAMES.get(name, name) for name in names), "default / voided"])
+    for measure, (read, column, sign) in measures.items():
+        by_fill = {fill: sign * mean(found, column) for (fill,), found in rows.grouped(read, "fill").items()}
+        excess = {name: by_fill[name] - by_fill[AGAIN] for name in names if name in by_fill}
+        cells = [f"{excess[name]:.3f}" if name in excess else "–" for name in names]
+        lines.append(f"| {measure} | {' | '.join(cells)} | {excess[OURS] / excess[VOIDED]:.2f} |")
+    return lines
 
 
 def by_subject(read: Sequence[Row], column: str) -> dict[str, float]:

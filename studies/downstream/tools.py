@@ -137,13 +137,15 @@ def template() -> ants.ANTsImage:
     return ants.from_numpy(array, origin=tuple(origin), spacing=(COARSE,) * 3)
 
 
-def bias(image_XYZ: np.ndarray) -> np.ndarray:
-    """Return the logarithm of N4's bias field; its mean over the brain is 0."""
-    inside_XYZ = brain(image_XYZ)
+def bias(image_XYZ: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    """Return the logarithm of N4's bias field, X Y Z; 0 outside a box, which holds the brain and the mask."""
+    there_XYZ = image_XYZ[box]
     with _scratch():
-        image, mask = _image(np.where(inside_XYZ, image_XYZ, 0)), _image(inside_XYZ.astype(np.float32))
+        image, mask = _image(np.where(brain(there_XYZ), there_XYZ, 0)), _image(brain(there_XYZ))
         found = ants.n4_bias_field_correction(image, mask=mask, return_bias_field=True)
-    return np.log(np.maximum(found.numpy(), 1e-6))
+    field_XYZ = np.zeros(image_XYZ.shape, np.float32)
+    field_XYZ[box] = np.log(np.maximum(found.numpy(), 1e-6))
+    return field_XYZ
 
 
 def _image(array_XYZ: np.ndarray) -> ants.ANTsImage:
