@@ -1,5 +1,7 @@
 """Studies of tools on filled scans: the measures are right where the answer is known; the page shows the CSV files."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from studies.downstream import fills, real, realism, regions, tables, uncertaint
 
 from .conftest import write_case
 
+DOCS = Path(__file__).parents[1] / "docs"
 RNG = np.random.default_rng(0)
 
 
@@ -87,3 +90,15 @@ def test_fills_are_made_once_and_read_again(tmp_path):
     written = path.stat().st_mtime_ns
     assert np.array_equal(subject.image("mean"), filled)
     assert path.stat().st_mtime_ns == written
+
+
+def test_the_page_of_evidence_and_the_readme_tell_the_csv_files():
+    names = ("segmentation", "registration", "real")
+    told = set(tables.page(DOCS / "evidence", names).splitlines())
+    page, _, _ = (DOCS / "evidence.md").read_text().partition("## Can a classifier")
+    readme = (DOCS.parent / "README.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    assert set(rows) <= told
+    start = readme.index("| lesion | white matter |")
+    assert set(readme[start:].partition("\n\n")[0].splitlines()) <= {*rows, "|" + "---|" * 7}

@@ -12,7 +12,7 @@ from brats_inpainting.pictures import Plane, figure, white
 from studies.downstream import registration, segmentation
 from studies.downstream.fills import TRUTH, VOIDED, Subject
 
-CASE = "90041-000"
+CASE = "90065-000"
 COLUMNS = (VOIDED, "biharmonic", "2D fast", "3D fast", "3D realistic", TRUTH)
 REGISTERED = (VOIDED, registration.MASKED, "biharmonic", "2D fast", "3D fast", registration.AGAIN)
 FARTHEST = 5.0  # mm, brightest
