@@ -20,7 +20,7 @@ from brats_inpainting.fill import fill_case
 
 VOIDED, TRUTH, LESION = "voided", "truth", "lesion"
 BASELINES = ("mean", "biharmonic", "mirror")
-NETWORKS = {"2D fast": ("small-2", "fast"), "3D fast": ("volume-1", "fast"), "3D realistic": ("volume-1", "realistic")}
+NETWORKS = {"2D fast": ("small-2", "fast"), "3D fast": ("volume-2", "fast"), "3D realistic": ("volume-2", "realistic")}
 UNCERTAINTY = "uncertainty"
 FILLS = (*BASELINES, *NETWORKS)
 
@@ -76,7 +76,7 @@ def filler(fill: str) -> Filler:
     """Return what makes a fill, with the bundled weights."""
     if fill in BASELINES:
         return Baseline(baselines.METHODS[fill])
-    weights, preset = NETWORKS.get(fill, ("volume-1", UNCERTAINTY))
+    weights, preset = NETWORKS.get(fill, ("volume-2", UNCERTAINTY))
     return Inpainter.load(weights, preset=preset)
 
 

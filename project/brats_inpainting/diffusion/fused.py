@@ -56,12 +56,15 @@ def add(h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor | float) -> Tensor:
     return h_NCV.add_(x_NCV)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _kernels(device: str) -> Any:
     """Return the module of Triton kernels if they run on this kind of device; else ``None``."""
     if device not in _found:
         _found[device] = _trial() if device == "cuda" else None
     return _found[device]
+
+
+# what torch.compiler.assume_constant_result does, without the seconds that it takes to import the compiler
+vars(_kernels)["_dynamo_marked_constant"] = True
 
 
 def _trial() -> Any:
