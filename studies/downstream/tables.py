@@ -31,6 +31,8 @@ NAMES = {
     "2D fast": "2D `fast`",
     "3D fast": "**3D `fast`**",
     "3D realistic": "3D `realistic`",
+    "3D fast (volume-1)": "3D `fast`, `volume-1`",
+    "3D realistic (volume-1)": "3D `realistic`, `volume-1`",
 }
 
 
@@ -46,7 +48,8 @@ def page(folder: Path, names: Sequence[str] = PARTS) -> str:
 
 def summary(segmented: list[Row], registered: list[Row]) -> list[str]:
     """Dice coefficients of Atropos and displacement differences of SyN, means over subjects."""
-    names = [AGAIN, VOIDED, MASKED, *fills.FILLS]
+    measured = {row["fill"] for row in registered}
+    names = [name for name in (AGAIN, VOIDED, MASKED, *fills.FILLS, *fills.EARLIER) if name in measured]
     lines = heading(["lesion", "white matter", "grey matter", "inside", "within 10 mm", "elsewhere", "subjects"])
     for name in names:
         its = rows.matching(registered, {"stage": "SyN", "fill": name})
@@ -61,7 +64,7 @@ def summary(segmented: list[Row], registered: list[Row]) -> list[str]:
 
 def goals(segmented: list[Row], registered: list[Row]) -> list[str]:
     """How much error is left beyond that of the truth with another seed, and the share of the voided scan's."""
-    names = (VOIDED, MASKED, "biharmonic", "2D fast", OURS, "3D realistic")
+    names = (VOIDED, MASKED, "biharmonic", "2D fast", OURS, *fills.EARLIER)
     measures = {
         "Atropos, shell, 1 − Dice": (rows.matching(segmented, {"tool": "Atropos"}), "shell", -1),
         "SyN, elsewhere, mm": (rows.matching(registered, {"stage": "SyN"}), "elsewhere_mean", 1),
@@ -107,7 +110,7 @@ def tested(segmented: list[Row], registered: list[Row]) -> list[str]:
     classes, places = (rows.matching(segmented, {"tool": "Atropos"}), rows.matching(registered, {"stage": "SyN"}))
     columns = [(classes, "inside"), *((places, f"{region}_mean") for region in regions.REGIONS)]
     lines = heading(["3D `fast` against", "Dice inside", "inside", "within 10 mm", "elsewhere"])
-    for name in (VOIDED, MASKED, *fills.FILLS):
+    for name in (VOIDED, MASKED, *fills.FILLS, *fills.EARLIER):
         cells = []
         for read, column in columns:
             ours, its = (rows.matching(read, {"fill": fill}) for fill in (OURS, name))
