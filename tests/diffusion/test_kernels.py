@@ -102,6 +102,10 @@ def test_the_sum_of_residual_and_bias_is_pytorchs(kernels, dtype):
     upstream = random(2, 70, 9, 5, dtype=dtype, seed=8)
     ours = kernels.add(h, x, bias)
     truth = h.double() + x.double() + bias.double().reshape(-1, 1, 1)
+    with torch.no_grad():
+        in_place = h.clone(memory_format=torch.channels_last)
+        assert kernels.add(in_place, x, bias).data_ptr() == in_place.data_ptr()
+    assert distance(in_place, truth) < TOLERANCE[dtype]
     assert distance(ours, truth) < TOLERANCE[dtype]
     for found, wanted in zip(
         torch.autograd.grad(ours, (h, x, bias), upstream),

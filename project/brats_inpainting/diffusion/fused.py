@@ -1,6 +1,6 @@
 """Operations that Triton kernels fuse on an NVIDIA GPU, and their counterparts in PyTorch; this module chooses.
 
-Shapes: N windows, C channels, V the axes of a window (H W of a patch, X Y Z of a box).
+Shapes: N windows, C channels, V the axes of a window (H W of a patch, X Y Z of a box), P its positions.
 """
 
 from __future__ import annotations
@@ -49,8 +49,15 @@ def convolve(conv: Any, x_NCV: Tensor) -> tuple[Tensor, Tensor | float]:
     return CONVOLVE[x_NCV.ndim](x_NCV, conv.weight, None, conv.stride, conv.padding), conv.bias
 
 
+def pointwise(conv: nn.Conv1d, x_NCP: Tensor) -> Tensor:
+    """Return a convolution of kernel size 1, on a GPU as a matrix product that keeps channels last."""
+    if not _kernels(x_NCP.device.type):
+        return conv(x_NCP)
+    return F.linear(x_NCP.transpose(1, 2), conv.weight[..., 0], conv.bias).transpose(1, 2)
+
+
 def add(h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor | float) -> Tensor:
-    """Return ``h + x + bias``; in place on a CPU."""
+    """Return ``h + x + bias``; in place without gradients, and on a CPU."""
     if (kernels := _kernels(h_NCV.device.type)) and isinstance(bias_C, Tensor):
         return kernels.add(h_NCV, x_NCV, bias_C)
     return h_NCV.add_(x_NCV)

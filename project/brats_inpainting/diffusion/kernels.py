@@ -44,8 +44,13 @@ def group_norm(
 
 
 def add(h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor) -> Tensor:
-    """Return ``h + x + bias`` in the precision of ``h``, in channels-last layout; differentiable."""
-    return (_Sum.apply if torch.is_grad_enabled() else _sum)(h_NCV, x_NCV, bias_C)
+    """Return ``h + x + bias`` in the precision of ``h``, in channels-last layout; differentiable.
+
+    Without gradients, features in that layout are changed in place.
+    """
+    if torch.is_grad_enabled():
+        return _Sum.apply(h_NCV, x_NCV, bias_C)
+    return _sum(h_NCV, x_NCV, bias_C, in_place=True)
 
 
 class _GroupNorm(Function):
@@ -95,7 +100,7 @@ class _Sum(Function):
     @staticmethod
     def forward(ctx: Any, h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor) -> Tensor:
         ctx.kinds = x_NCV.dtype, bias_C.dtype
-        return _sum(h_NCV, x_NCV, bias_C)
+        return _sum(h_NCV, x_NCV, bias_C, in_place=False)
 
     @staticmethod
     def backward(ctx: Any, dy_NCV: Tensor) -> tuple[Tensor, ...]:
@@ -124,9 +129,9 @@ def _normalised(
     return y_NVC.movedim(-1, 1), x_NVC, mean_NC, gain_NC, offset_NC
 
 
-def _sum(h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor) -> Tensor:
+def _sum(h_NCV: Tensor, x_NCV: Tensor, bias_C: Tensor, *, in_place: bool) -> Tensor:
     h_NVC, x_NVC = h_NCV.movedim(1, -1).contiguous(), x_NCV.movedim(1, -1).contiguous()
-    out_NVC = torch.empty_like(h_NVC)
+    out_NVC = h_NVC if in_place else torch.empty_like(h_NVC)
     n, positions, c = _sizes(h_NVC)
     rows, block = n * positions, ROWS // 4
     sides = {"ROWS": block, "CHANNELS": CHANNELS, "ACC": _accumulator(h_NVC)}

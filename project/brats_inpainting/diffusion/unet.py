@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from brats_inpainting.config import UNetConfig
 from brats_inpainting.diffusion.convolution import CONVOLUTION, upsample_conv
-from brats_inpainting.diffusion.fused import GroupNorm, add, convolve
+from brats_inpainting.diffusion.fused import GroupNorm, add, convolve, pointwise
 
 
 class ResBlock(nn.Module):
@@ -60,12 +60,13 @@ class Attention(nn.Module):
     def forward(self, x_NCV: Tensor, _emb_NE: Tensor) -> Tensor:
         """Return features of the input's shape."""
         n, c = x_NCV.shape[:2]
-        qkv_NCP = self.qkv(self.norm(x_NCV).reshape(n, c, -1))
+        qkv_NCP = pointwise(self.qkv, self.norm(x_NCV).reshape(n, c, -1))
         # guided-diffusion's legacy order: heads first, then q, k, v within each head
         qkv_NDPC = qkv_NCP.reshape(n, self.heads, 3 * c // self.heads, -1).transpose(2, 3)
         # features last in memory too: otherwise PyTorch materialises the attention matrix
-        a_NDPC = F.scaled_dot_product_attention(*qkv_NDPC.contiguous().chunk(3, dim=-1))
-        return x_NCV + self.proj_out(a_NDPC.transpose(2, 3).reshape(n, c, -1)).reshape(x_NCV.shape)
+        q, k, v = qkv_NDPC.contiguous().chunk(3, dim=-1)
+        a_NDPC = F.scaled_dot_product_attention(q, k, v)
+        return x_NCV + pointwise(self.proj_out, a_NDPC.transpose(2, 3).reshape(n, c, -1)).reshape(x_NCV.shape)
 
 
 class Downsample(nn.Module):
