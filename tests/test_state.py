@@ -157,3 +157,15 @@ def test_a_run_is_not_resumed_with_another(name, run):
     recipe = RECIPE if name in inputs else with_(**{name: OTHER[name]})
     with pytest.raises(ConfigError, match=f"the run there has another {name}\n"):
         State.start(recipe, **changed).open(run, resume=True)
+
+
+def test_a_state_of_another_versions_muon_is_refused(tmp_path):
+    recipe = TrainConfig(unet={"width": 32, "multipliers": (1,), "blocks": 1, "attention_at": ()}, optimiser="muon")
+    state = State.start(recipe, fold=0, data="")
+    state.open(tmp_path, resume=False)
+    state.save(None)
+    path = next((tmp_path / "state").glob("*.pt"))
+    content = torch.load(path)
+    torch.save(content | {"optimiser": {"muon": {}, "adamw": {}}}, path)
+    with pytest.raises(ConfigError, match="saved by another version's Muon"):
+        State.start(recipe, fold=0, data="").open(tmp_path, resume=True)

@@ -182,13 +182,13 @@ class State:
         ours = self.config.model_dump(mode="json") | {"fold": self.fold, "data": self.data}
         stored = TrainConfig.model_validate_json(self.stored["config"])  # settings it lacks have their defaults
         theirs = stored.model_dump(mode="json") | {name: self.stored[name] for name in ("fold", "data")}
-        if self.config.optimiser == "muon" and "momenta" not in self.stored["optimiser"]:
-            raise ConfigError(f"{path}: saved by another version's Muon\n  Start in another folder.")
         if differing := sorted(name for name in ours if name not in MUTABLE and ours[name] != theirs.get(name)):
             raise ConfigError(
                 f"{path}: the run there has another {', '.join(differing)}\n"
                 "  Resume with its recipe, fold and data, or choose another folder."
             )
+        if self.config.optimiser == "muon" and "momenta" not in self.stored["optimiser"]:
+            raise ConfigError(f"{path}: saved by another version's Muon\n  Start in another folder.")
 
 
 def export(weights: dict[str, torch.Tensor], config: TrainConfig, step: int, path: Path, *, origin: str = "") -> None:
