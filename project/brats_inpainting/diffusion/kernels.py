@@ -296,12 +296,21 @@ def _apply(
 
 
 @triton.jit
-def _before(dy, z, SILU: tl.constexpr):
-    """dL/dz from dL/dy."""
+def _of_channels(values, place, inside, ACC: tl.constexpr):
+    """One value for each channel, as a row."""
+    return tl.load(values + place, mask=inside, other=0).to(ACC)[None, :]
+
+
+@triton.jit
+def _recomputed(x, dy, place, there, gain, offset, weight, bias, SILU: tl.constexpr, ACC: tl.constexpr):
+    """The normalised features x̂ at some places, and dL/dz from dL/dy."""
+    normalised = tl.load(x + place, mask=there, other=0).to(ACC) * gain + offset
+    dz = tl.load(dy + place, mask=there, other=0).to(ACC)
     if SILU:
+        z = normalised * weight + bias
         s = 1 / (1 + tl.exp(-z))
-        dy = dy * s * (1 + z * (1 - s))
-    return dy
+        dz = dz * s * (1 + z * (1 - s))
+    return normalised, dz
 
 
 @triton.jit
@@ -325,18 +334,17 @@ def _sums(
     """Sums over a block of dL/dz and of dL/dz · x̂, by channel."""
     block, n, channels = tl.program_id(0), tl.program_id(1), tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channels < c
-    w = tl.load(weight + channels, mask=inside, other=0).to(ACC)[None, :]
-    b = tl.load(bias + channels, mask=inside, other=0).to(ACC)[None, :]
-    g = tl.load(gain + n * c + channels, mask=inside, other=0)[None, :]
-    o = tl.load(offset + n * c + channels, mask=inside, other=0)[None, :]
+    w = _of_channels(weight, channels, inside, ACC)
+    b = _of_channels(bias, channels, inside, ACC)
+    g = _of_channels(gain, n * c + channels, inside, ACC)
+    o = _of_channels(offset, n * c + channels, inside, ACC)
     start_of_window = n.to(tl.int64) * positions * c
     dzs, dzxs = tl.zeros((TILE, CHANNELS), ACC), tl.zeros((TILE, CHANNELS), ACC)
     for start in range(0, ROWS, TILE):
         rows = block * ROWS + start + tl.arange(0, TILE)
         there = (rows < positions)[:, None] & inside[None, :]
         place = start_of_window + rows[:, None] * c + channels[None, :]
-        normalised = tl.load(x + place, mask=there, other=0).to(ACC) * g + o
-        dz = _before(tl.load(dy + place, mask=there, other=0).to(ACC), normalised * w + b, SILU)
+        normalised, dz = _recomputed(x, dy, place, there, g, o, w, b, SILU, ACC)
         dzs += dz
         dzxs += dz * normalised
     place = (n * tl.num_programs(0) + block) * c + channels
@@ -366,19 +374,18 @@ def _gradient(
     """Write dL/dx of a block; the means over the group are of w · dL/dz, and of w · dL/dz · x̂."""
     block, n, channels = tl.program_id(0), tl.program_id(1), tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channels < c
-    w = tl.load(weight + channels, mask=inside, other=0).to(ACC)[None, :]
-    b = tl.load(bias + channels, mask=inside, other=0).to(ACC)[None, :]
-    g = tl.load(gain + n * c + channels, mask=inside, other=0)[None, :]
-    o = tl.load(offset + n * c + channels, mask=inside, other=0)[None, :]
-    m = tl.load(mean_dz + n * c + channels, mask=inside, other=0)[None, :]
-    mx = tl.load(mean_dzx + n * c + channels, mask=inside, other=0)[None, :]
+    w = _of_channels(weight, channels, inside, ACC)
+    b = _of_channels(bias, channels, inside, ACC)
+    g = _of_channels(gain, n * c + channels, inside, ACC)
+    o = _of_channels(offset, n * c + channels, inside, ACC)
+    m = _of_channels(mean_dz, n * c + channels, inside, ACC)
+    mx = _of_channels(mean_dzx, n * c + channels, inside, ACC)
     start_of_window = n.to(tl.int64) * positions * c
     for start in range(0, ROWS, TILE):
         rows = block * ROWS + start + tl.arange(0, TILE)
         there = (rows < positions)[:, None] & inside[None, :]
         place = start_of_window + rows[:, None] * c + channels[None, :]
-        normalised = tl.load(x + place, mask=there, other=0).to(ACC) * g + o
-        dz = _before(tl.load(dy + place, mask=there, other=0).to(ACC), normalised * w + b, SILU)
+        normalised, dz = _recomputed(x, dy, place, there, g, o, w, b, SILU, ACC)
         tl.store(dx + place, (g * (w * dz - m - normalised * mx)).to(dx.dtype.element_ty), mask=there)
 
 
