@@ -31,7 +31,7 @@ from studies import training
 from studies.speed import ceilings, peers
 from studies.speed.ceilings import without_kernels
 from studies.speed.reference import Reference
-from studies.speed.subject import Subject
+from studies.speed.subject import Subject, seconds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPES = Path(__file__).parents[1] / "workspace" / "parameters"
@@ -75,9 +75,9 @@ class Table:
             traceback.print_exc()
             row["error"] = f"{type(error).__name__}: {str(error)[:200]}"
         self.content["rows"].append(row)
-        seconds = time.perf_counter() - self.started
-        print(f"{seconds:6.1f} s  {row}", flush=True)
-        (self.folder / "gpu.json").write_text(json.dumps(self.content | {"seconds": seconds}, indent=1))
+        elapsed = time.perf_counter() - self.started
+        print(f"{elapsed:6.1f} s  {row}", flush=True)
+        (self.folder / "gpu.json").write_text(json.dumps(self.content | {"seconds": elapsed}, indent=1))
         (self.folder / "gpu.md").write_text(self.markdown())
 
     def markdown(self):
@@ -96,20 +96,9 @@ def _number(value):
 
 def median(work, turns=TURNS):
     """Return the median milliseconds of ``turns`` synchronised turns after three to warm up."""
-    taken = []
-    for turn in range(turns + 3):  # the first three compile, choose kernels and record graphs
-        wait()
-        started = time.perf_counter()
-        work()
-        wait()
-        if turn >= 3:
-            taken.append(1000 * (time.perf_counter() - started))
-    return statistics.median(taken)
-
-
-def wait():
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+    for _ in range(3):  # compile, choose kernels and record graphs
+        seconds(work, DEVICE)
+    return 1000 * statistics.median(seconds(work, DEVICE) for _ in range(turns))
 
 
 def limits(table, *, tiny):

@@ -182,7 +182,7 @@ def weights_path(weights: Path | str | None, preset: str) -> Path:
     """Return the path of a weights file or of bundled weights, by default the preset's."""
     if weights:
         return BUNDLED.get(str(weights), Path(weights))
-    return BUNDLED["volume-2" if 3 in PRESETS.get(preset, {3: None}) else "small-2"]
+    return BUNDLED_WEIGHTS if 3 in PRESETS.get(preset, {3: None}) else BUNDLED["small-2"]
 
 
 def sampling(preset: str, dims: int, **overrides: Any) -> SamplingConfig:
