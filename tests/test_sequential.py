@@ -170,7 +170,7 @@ def test_weights_without_the_channel_continue_with_one_that_starts_at_zero(tmp_p
     torch.testing.assert_close(state.network(x, t), network(x[:, :3], t), rtol=0, atol=1e-3)  # other sums of floats
     with pytest.raises(ConfigError, match="differ from the recipe's"):
         State.start(
-            TrainConfig(unet=FOUR, diffusion=PREVIOUS.model_copy(update={"window": 64})), fold=0, data="", initial=path
+            TrainConfig(unet=FOUR, diffusion=PREVIOUS.model_copy(update={"steps": 500})), fold=0, data="", initial=path
         )
 
 

@@ -194,14 +194,14 @@ class State:
 def _initial(loaded: Weights, config: TrainConfig) -> dict[str, Tensor]:
     """Return the parameters that a run starts from.
 
-    The weights may lack the channel of the previous slice, which is the last and starts at 0; those of a consistency
-    model are a diffusion model's.
+    The weights may be of another training window, and lack the channel of the previous slice, which is the last and
+    starts at 0; those of a consistency model are a diffusion model's.
 
     Raises:
         ConfigError: when the weights have another network or diffusion than the recipe.
     """
     state, unet, diffusion = loaded.network.state_dict(), loaded.network.config, loaded.diffusion
-    expected = config.diffusion.model_copy(update={"consistency": False})
+    expected = config.diffusion.model_copy(update={"consistency": False, "window": diffusion.window})
     if (diffusion.context, expected.context) == ("none", "previous"):
         stem = state["input_blocks.0.0.weight"]
         state["input_blocks.0.0.weight"] = torch.cat([stem, torch.zeros_like(stem[:, : unet.patch**unet.dims])], dim=1)
