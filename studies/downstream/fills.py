@@ -23,7 +23,6 @@ BASELINES = ("mean", "biharmonic", "mirror")
 NETWORKS = {"2D fast": ("small-2", "fast"), "3D fast": ("volume-2", "fast"), "3D realistic": ("volume-2", "realistic")}
 UNCERTAINTY = "uncertainty"
 FILLS = (*BASELINES, *NETWORKS)
-EARLIER = ("3D fast (volume-1)", "3D realistic (volume-1)")  # rows measured with weights that are no longer bundled
 
 
 @dataclass(frozen=True)
