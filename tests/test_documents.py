@@ -71,14 +71,15 @@ def test_the_presets_are_what_the_tables_call_them():
             assert f"| {how.passes * how.samples} " in told[name]
 
 
-def test_the_page_of_presets_tells_every_setting():
+def test_the_page_of_presets_tells_every_setting_of_all_cases():
     found = rows.matching(table("surface.csv"), {"finish": "none"})
     for setting, of in rows.grouped(found, "sampler", "spacing", "steps", "samples", "flip").items():
         sampler, spacing, steps, samples, flip = setting
         name = f"{sampler}, {spacing}" if int(steps) > 1 and sampler == "ddim" else sampler
         flips = "yes" if flip == "True" else "no"
-        three = [row for row in of if row["case"].endswith(("90041-000", "90052-001", "90065-001"))]
-        assert (len(of), len(three)) in ((3, 3), (16, 3))
+        assert len(of) in (3, 16)
+        if len(of) == 3:  # measured on three cases to choose among steps, not in the table
+            continue
         columns = cells(of, {"passes": ".0f"} | COARSE | dict.fromkeys(MORE, ".2f"))
         assert f"| {' | '.join([name, steps, samples, flips, *columns])} |" in CHOICE
 
