@@ -20,7 +20,6 @@ CARD, SLICES_CARD, EVALUATION, TRAINING, CHOICE = (
     for name in ("model_card", "model_card_small-2", "evaluation", "training", "presets")
 )
 COLUMNS = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f", "mae": ".3f", "stripe_index": ".2f", "boundary_contrast": ".2f"}
-FINE = {"ssim": ".4f", "psnr": ".2f", "mse": ".5f"}
 COARSE = {"ssim": ".3f", "psnr": ".2f", "mse": ".4f"}
 SOURCES = {"90101": "ds000011", "90203": "coreg_qa"}
 MORE = ("sharpness", "stripes")
@@ -52,9 +51,6 @@ def test_the_tables_of_scores_are_those_of_the_csv(model):
     told = cells(found, COLUMNS, spread=True)
     assert f"| {' | '.join(told)} |" in EVALUATION
     assert f"| {' | '.join(told[:3])} |" in README or model == "mean"
-    sources = {row["case"]: SOURCES.get(row["case"].split("-")[2], "ds002748") for row in found}
-    by_source = [[row for row in found if sources[row["case"]] == s] for s in ("ds002748", "ds000011", "coreg_qa")]
-    assert f"| {' | '.join(' / '.join(cells(part, FINE)) for part in by_source)} |" in EVALUATION
 
 
 def test_the_default_reaches_what_it_was_bundled_for():
@@ -75,25 +71,31 @@ def test_the_presets_are_what_the_tables_call_them():
             assert f"| {how.passes * how.samples} " in told[name]
 
 
-def test_the_page_of_presets_tells_every_setting():
+def test_the_page_of_presets_tells_every_setting_of_all_cases():
     found = rows.matching(table("surface.csv"), {"finish": "none"})
     for setting, of in rows.grouped(found, "sampler", "spacing", "steps", "samples", "flip").items():
         sampler, spacing, steps, samples, flip = setting
         name = f"{sampler}, {spacing}" if int(steps) > 1 and sampler == "ddim" else sampler
         flips = "yes" if flip == "True" else "no"
-        three = [row for row in of if row["case"].endswith(("90041-000", "90052-001", "90065-001"))]
-        assert (len(of), len(three)) in ((3, 3), (16, 3))
+        assert len(of) in (3, 16)
+        if len(of) == 3:  # measured on three cases to choose among steps, not in the table
+            continue
         columns = cells(of, {"passes": ".0f"} | COARSE | dict.fromkeys(MORE, ".2f"))
         assert f"| {' | '.join([name, steps, samples, flips, *columns])} |" in CHOICE
 
 
-def test_the_card_tells_every_case_of_the_default_weights():
-    told = {line.split("|")[1].strip(): line for line in CARD.splitlines() if line.startswith("| 90")}
-    scored = {row["case"].removeprefix("BraTS-GLI-"): row for row in SCORES if row["model"] == BUNDLED_WEIGHTS.stem}
-    assert [*told] == sorted(scored, key=lambda case: float(scored[case]["ssim"]))
-    for case, row in scored.items():
-        stripes = " / ".join(cells([row], {"stripe_index": ".2f", "stripe_index_truth": ".2f"}))
-        assert f"| {' | '.join([*cells([row], FINE), stripes])} |" in told[case]
+def test_the_card_tells_how_the_scores_vary_over_cases_and_sources():
+    scored = {row["case"].split("-", 2)[2]: row for row in SCORES if row["model"] == BUNDLED_WEIGHTS.stem}
+    ordered = sorted(scored, key=lambda case: float(scored[case]["ssim"]))
+    assert (ordered[0], ordered[-1]) == ("90101-001", "90052-001")  # 142,602 and 6,821 voxels scored
+    best, worst = (cells([scored[case]], {"ssim": ".3f"})[0] for case in (ordered[-1], ordered[0]))
+    card = " ".join(CARD.split())
+    assert f"SSIM is between {best} (7 ml) and {worst} (143 ml)" in card
+    one, *others = (
+        cells([row for case, row in scored.items() if SOURCES.get(case[:5], "ds002748") == source], {"ssim": ".3f"})[0]
+        for source in ("ds002748", "ds000011", "coreg_qa")
+    )
+    assert f"SSIM is {one} for that site, {' and '.join(others)} for two others" in card
 
 
 def test_the_card_tells_what_changed_scans_cost():
@@ -133,7 +135,7 @@ def test_the_bundled_recipe_is_that_of_the_weights_last_run():
     notes = checkpoint.load(BUNDLED["small-2"]).notes["training"]
     trained = TrainConfig.model_validate(notes).model_dump(mode="json")  # settings of later are at their defaults
     recipe = read_recipe(ROOT / "workspace" / "parameters" / "small.yaml").model_dump(mode="json")
-    told = {"max_steps", "validate_every", "compile", "ema"}  # in the card
+    told = {"max_steps", "validate_every", "compile", "ema"}  # in its comment
     assert {key for key in notes if recipe[key] != trained[key]} == told
 
 
