@@ -71,7 +71,8 @@ def random_batch(recipe):
     truth, context, mask, noise = torch.rand(4, recipe.batch_size, 1, *shape, device=DEVICE)
     position = torch.rand(recipe.batch_size, 3, *shape, device=DEVICE)
     t = torch.randint(recipe.diffusion.steps, (recipe.batch_size,), device=DEVICE)
-    return Batch(truth, context, mask, position, noise, t)
+    previous = truth[:, :0]
+    return Batch(truth, context, mask, position, previous, noise, t)
 
 
 def ours(recipe, dtype=torch.float32):

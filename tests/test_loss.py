@@ -56,7 +56,8 @@ def test_the_network_sees_the_context_and_the_weighted_error_is_of_the_truth(dim
     shape = (2, 1, *[8] * dims)
     truth, context, noise = torch.rand(shape), torch.rand(shape), torch.randn(shape)
     mask = (torch.rand(shape) < 0.3).float()
-    batch = Batch(truth, context, mask, torch.rand(2, 3, *shape[2:]), noise, torch.tensor([10, 999]))
+    nothing = torch.empty(2, 0, *shape[2:])
+    batch = Batch(truth, context, mask, torch.rand(2, 3, *shape[2:]), nothing, noise, torch.tensor([10, 999]))
     three = {"dims": 3, "position": True, "in_channels": 6} if dims == 3 else {}
     diffusion = {"prediction": "x0", "image_range": (-1, 1), "window": 96}
     recipe = TrainConfig(unet=three | {"out_channels": 1}, diffusion=diffusion, weight_outside=0.1)
@@ -73,7 +74,8 @@ def test_the_network_sees_the_context_and_the_weighted_error_is_of_the_truth(dim
 def test_the_ssim_term_counts_at_the_last_timestep_alone_and_teaches():
     truth, _, mask = (torch.from_numpy(np.ascontiguousarray(a, np.float32))[None, None] for a in pair())
     both = [image.expand(2, -1, -1, -1, -1) for image in (truth, truth * (1 - mask), mask)]
-    batch = Batch(*both, torch.zeros(2, 3, *SHAPE), torch.randn(2, 1, *SHAPE), torch.tensor([999, 998]))
+    nothing = torch.empty(2, 0, *SHAPE)
+    batch = Batch(*both, torch.zeros(2, 3, *SHAPE), nothing, torch.randn(2, 1, *SHAPE), torch.tensor([999, 998]))
     recipe = TrainConfig(
         unet={"dims": 3, "position": True, "in_channels": 6, "out_channels": 1},
         diffusion={"prediction": "x0", "image_range": (-1, 1), "window": 96},

@@ -29,6 +29,7 @@ from brats_inpainting.diffusion.convolution import CONVOLUTION, MEMORY_FORMAT
 from brats_inpainting.diffusion.process import Schedule, predict
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import ConfigError, InpaintingError
+from brats_inpainting.inpainter import Inpainter
 from brats_inpainting.parameters import read_recipe
 from brats_inpainting.state import export_state
 from brats_inpainting.train import train
@@ -597,3 +598,49 @@ def test_a_moving_average_that_warms_up_forgets_the_first_weights(run, tmp_path)
 def test_channels_that_do_not_fit_the_inputs_are_refused():
     with pytest.raises(ValueError, match="in_channels is 3"):
         TrainConfig.model_validate({"unet": {"position": True}})
+
+
+CONSISTENT = {"prediction": "x0", "image_range": (-1, 1), "window": 32, "consistency": True}
+STUDENT = {"diffusion": CONSISTENT, "levels": 6, "max_steps": 6, "save_every": 3}
+
+
+def teacher(path, seed):
+    """Write random weights of a diffusion model as a teacher."""
+    diffusion = DiffusionConfig(**CONSISTENT | {"consistency": False})
+    torch.manual_seed(seed)
+    network = UNet(UNET)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    checkpoint.save(path, network.state_dict(), unet=UNET, diffusion=diffusion, ema=True, notes={})
+    return path
+
+
+def test_distillation_resumes_bit_for_bit_with_its_own_teacher(run, tmp_path):
+    recipe, own = with_(**STUDENT), teacher(tmp_path / "own.safetensors", 1)
+    whole = run("whole", recipe, initial_weights=own)
+    run("half", with_(recipe, max_steps=3), initial_weights=own)
+    with pytest.raises(ConfigError, match="distilled from a diffusion model"):
+        run("half", recipe, resume=True)
+    with pytest.raises(ConfigError, match="started from SHA-256"):
+        run("half", recipe, resume=True, initial_weights=teacher(tmp_path / "other.safetensors", 2))
+    resumed = run("half", recipe, resume=True, initial_weights=own)
+    assert checkpoint.sha256(resumed) == checkpoint.sha256(whole)
+    assert checkpoint.load(whole).diffusion.consistency
+    assert checkpoint.load(whole).notes["initial_weights"] == checkpoint.sha256(own)
+
+
+@pytest.mark.parametrize("name", ["sequential", "consistency"])
+def test_the_recipes_of_the_papers_discussion_train_and_fill(name, run, tmp_path):
+    whole = read_recipe(PARAMETERS / f"{name}.yaml")
+    unet = UNET.model_copy(update={"in_channels": whole.unet.in_channels, "out_channels": 1})
+    small = {"unet": unet.model_dump(), "held_out": 1, "max_steps": 2, "validate_every": 2, "save_every": 2}
+    diffusion = whole.diffusion.model_copy(update={"window": 32})
+    recipe = with_(whole, **small, diffusion=diffusion.model_dump(), masks="files")
+    first = tmp_path / "first.safetensors"
+    three = unet.model_copy(update={"in_channels": 3})
+    without = diffusion.model_copy(update={"context": "none", "consistency": False})
+    checkpoint.save(first, UNet(three).state_dict(), unet=three, diffusion=without, ema=True, notes={})
+    path = run("recipe", recipe, initial_weights=first)
+    shape = (64, 64, 12)
+    filled = Inpainter.load(path, **whole.validation.model_dump()).inpaint(brain(shape), lesion(shape))
+    assert np.isfinite(filled.image).all()

@@ -63,7 +63,9 @@ def sample(
     if unet.dims == 3 and plan.device.type == "cpu" and memory.too_little_for(unet, prod(tasks[0].window.shape)):
         return_memory()
     scaled_NCV = _padded([torch.from_numpy(task.condition_CV(position=unet.position)) for task in tasks], plan)
-    condition_NCV = torch.cat([low + (high - low) * scaled_NCV[:, :1], scaled_NCV[:, 1:]], dim=1)
+    images = [0, -1] if weights.diffusion.context == "previous" else [0]  # the other channels have ranges of their own
+    condition_NCV = scaled_NCV.clone()
+    condition_NCV[:, images] = low + (high - low) * scaled_NCV[:, images]
     schedule = Schedule.of(weights.diffusion)
 
     def draw(step: int) -> Tensor:

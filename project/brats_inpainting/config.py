@@ -43,8 +43,10 @@ SAMPLERS = {
     "ddim": SamplerInfo(lambda steps: steps, "even"),
     "dpmpp_2m": SamplerInfo(lambda steps: steps, "log_snr"),
     "heun": SamplerInfo(lambda steps: 2 * steps - 1, "log_snr"),
+    "consistency": SamplerInfo(lambda steps: steps, "trailing"),
 }
 NOISE_MODES = ("independent", "shared", "slerp")
+ORDERS = ("up", "down", "outward")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # name of the torch dtype
 BASELINES = {"mean": None, "biharmonic": "skimage", "telea": "cv2", "mirror": None}  # optional package
 
@@ -118,6 +120,10 @@ class DiffusionConfig(Settings):
     the clean image. Images scaled to [0, 1] are mapped to ``image_range`` before the network sees them, and x̂_0 is
     clamped to ``clamp`` in that range.
     ``window`` is the side, in voxels, of the training slices or windows.
+
+    With ``context: previous`` a slice-wise network has the previous slice as one more input channel (paper §5): the
+    truth's in training, the filled one's in sampling. With ``consistency`` it is a consistency model (Song et al.
+    2023): its x̂_0 is blended with x_t so that at t = 0 it is x_t.
     """
 
     steps: PositiveInt = Field(default=1000, le=100_000)
@@ -126,6 +132,13 @@ class DiffusionConfig(Settings):
     image_range: Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)] = (0.0, 1.0)
     clamp: Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)] = (-1.0, 1.0)
     window: PositiveInt = Field(default=FRAME, multiple_of=16)
+    context: Literal["none", "previous"] = "none"
+    consistency: bool = False
+
+
+def input_channels(unet: UNetConfig, diffusion: DiffusionConfig) -> int:
+    """Return how many input channels there are for a network: b, m, x_t, three positions, the previous slice."""
+    return 3 + 3 * unet.position + (diffusion.context == "previous")
 
 
 Sigma = Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)]
@@ -136,7 +149,8 @@ class SamplingConfig(Settings):
 
     ``steps`` is how many of the T timesteps are visited, with ``spacing`` (see ``Schedule.timesteps``) or the sampler's
     default; ``samples`` are averaged, and their standard deviation is the uncertainty; ``noise`` is its correlation
-    along z; ``smoothing`` is the Gaussian's σ in voxels, one for all axes or one each for x, y and z in LPS;
+    along z; networks that see the previous slice fill in ``order``, from the lowest slice up, from the highest down, or
+    from the middle outwards; ``smoothing`` is the Gaussian's σ in voxels, one for all axes or one each for x, y and z;
     ``dilate`` grows the mask, in mm; ``resample`` brings scans to 1 mm; ``replace`` fills the mask only, or replaces
     whole slices and rescales the volume, as the paper does (§3.3).
     """
@@ -146,6 +160,7 @@ class SamplingConfig(Settings):
     spacing: Spacing | Literal["sampler"] = "sampler"
     samples: PositiveInt = 1
     noise: Annotated[str, _one_of(NOISE_MODES)] = "slerp"
+    order: Annotated[str, _one_of(ORDERS)] = "up"
     smoothing: Sigma | tuple[Sigma, Sigma, Sigma] = 1.075  # the paper's
     dilate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     resample: bool = True
@@ -212,7 +227,8 @@ class Augmentation(Settings):
     the largest standard deviation of a smooth displacement in voxels. ``contrast`` is the largest relative scaling of
     intensities, e**``gamma`` the largest exponent; ``bias`` is the standard deviation of the logarithm of a smooth
     field. ``noise`` is the largest standard deviation of noise added to the known voxels of the network's input, not
-    to the truth. ``position`` is the largest shift, and relative scaling, of the position channels.
+    to the truth. ``position`` is the largest shift, and relative scaling, of the position channels; ``previous`` the
+    largest standard deviation of noise added to the previous slice inside the mask.
     """
 
     flip: bool = False
@@ -223,6 +239,7 @@ class Augmentation(Settings):
     bias: float = Field(default=0.0, ge=0, le=1)
     noise: float = Field(default=0.0, ge=0, le=0.5)
     position: float = Field(default=0.0, ge=0, le=0.5)
+    previous: float = Field(default=0.0, ge=0, le=1)
 
 
 class TrainConfig(Settings):
@@ -237,7 +254,8 @@ class TrainConfig(Settings):
     ``last_timestep`` is the share of each batch at t = T − 1; all other timesteps are uniform. The squared error is a
     weighted mean over the window: with ``weighting: voxel`` a voxel outside the mask weighs ``weight_outside`` times
     one inside; with ``region`` the loss is the mean inside plus ``weight_outside`` times the mean outside. ``ssim`` is
-    the weight of 1 − SSIM of x̂_0 inside the mask, added for windows at t = T − 1.
+    the weight of 1 − SSIM of x̂_0 inside the mask, added for windows at t = T − 1. A consistency model is distilled
+    from the initial weights on ``levels`` noise levels instead; its target is the last average of ``ema``.
 
     ``held_out`` subjects of each fold are used for validation, sampled with ``validation``. ``limit`` trains on the
     first few windows only. ``checkpointing`` trades time for memory.
@@ -266,6 +284,7 @@ class TrainConfig(Settings):
     weighting: Literal["voxel", "region"] = "voxel"
     weight_outside: float = Field(default=1.0, ge=0)
     ssim: float = Field(default=0.0, ge=0)
+    levels: int = Field(default=18, ge=2)
 
     precision: Precision = "fp32"
     checkpointing: bool = False
@@ -289,7 +308,11 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _channels_fit(self) -> Self:
-        channels = 6 if self.unet.position else 3
+        if self.diffusion.context == "previous" and self.unet.dims == 3:
+            raise ValueError("context: previous is for slice-wise networks, dims: 2")
+        channels = input_channels(self.unet, self.diffusion)
         if self.unet.in_channels != channels:
-            raise ValueError(f"in_channels is {self.unet.in_channels}, but b, m, x_t and the positions need {channels}")
+            raise ValueError(
+                f"in_channels is {self.unet.in_channels}, but b, m, x_t, positions and previous slice need {channels}"
+            )
         return self

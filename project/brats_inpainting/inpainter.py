@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -105,6 +105,8 @@ class Inpainter:
     def __post_init__(self) -> None:
         """Move the network to its device, and prepare its passes."""
         checkpoint.check_steps(self.sampling, self.weights)
+        if self.sequential:
+            self.plan = replace(self.plan, batch_size=1, concurrent=1)
         network = self.weights.network
         network.to(self.plan.device, memory_format=MEMORY_FORMAT[network.config.dims])  # type: ignore[call-overload]
         self.network = batch.network_pass(network, self.plan)
@@ -178,7 +180,10 @@ class Inpainter:
                 complete.extend([] if stack.windows else [stack])
                 yield stack
 
-        batches = windows.batches(opened(), lambda: self.plan.batch_size)
+        if self.sequential:
+            batches = windows.sequences(opened(), self.sampling.order)
+        else:
+            batches = windows.batches(opened(), lambda: self.plan.batch_size)
         sample = partial(self._sample, seed=seed)
         for done, samples_N1V, seconds in concurrent.run(sample, batches, progress.advance, self.plan.concurrent):
             log.debug("%d windows of %s in %.2f s", len(done), nifti.format_shape(samples_N1V.shape[2:]), seconds)
@@ -208,6 +213,11 @@ class Inpainter:
         unet, whole = self.weights.network.config, self.sampling.replace == "slices"
         how = Windowing.of(unet, self.weights.diffusion, max_voxels=self.plan.most_voxels, whole=whole)
         return Stack(scan, windows.of_scan(scan, how), self.sampling.samples, keep and self.sampling.samples > 1)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the network sees the previous slice, so that slices are filled one after the other."""
+        return self.weights.diffusion.context == "previous"
 
     @property
     def dilate(self) -> float:

@@ -36,14 +36,12 @@ class Terms(NamedTuple):
 def terms(network: Network, schedule: Schedule, config: TrainConfig, batch: Batch) -> Terms:
     """Return the loss of each window; b is the truth with the mask set to 0 (paper §3.1)."""
     low, high = config.diffusion.image_range
-    x0_N1V, b_N1V = (low + (high - low) * image for image in (batch.truth_N1V, batch.context_N1V))
-    positions = [batch.position_N3V] if config.unet.position else []
     losses = training_losses(
         network,
         schedule,
         config.diffusion,
-        x0_N1V,
-        torch.cat([b_N1V, batch.mask_N1V, *positions], dim=1),
+        low + (high - low) * batch.truth_N1V,
+        condition(config, batch),
         t_N=batch.t_N,
         noise_N1V=batch.noise_N1V,
         weight_N1V=weights(batch.mask_N1V, config),
@@ -54,6 +52,14 @@ def terms(network: Network, schedule: Schedule, config: TrainConfig, batch: Batc
         unlike_N = 1 - similarity(scaled_N1V, batch.truth_N1V, batch.mask_N1V)
         ssim_N = config.ssim * unlike_N * (batch.t_N == len(schedule) - 1)
     return Terms(losses.mse_N, losses.vb_N, ssim_N)
+
+
+def condition(config: TrainConfig, batch: Batch) -> Tensor:
+    """Return b, the mask, and the positions and the previous slice if the network takes them: N × C × V."""
+    low, high = config.diffusion.image_range
+    b_N1V, previous_NCV = (low + (high - low) * image for image in (batch.context_N1V, batch.previous_NCV))
+    positions = [batch.position_N3V] if config.unet.position else []
+    return torch.cat([b_N1V, batch.mask_N1V, *positions, previous_NCV], dim=1)
 
 
 def weights(mask_N1V: Tensor, config: TrainConfig) -> Tensor:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from brats_inpainting import optimiser
 from brats_inpainting.config import DiffusionConfig, TrainConfig
 from brats_inpainting.diffusion import checkpoint
+from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import ConfigError, InpaintingError
@@ -64,9 +66,7 @@ class State:
         origin = ""
         if initial:
             loaded = checkpoint.load(initial)
-            if loaded.network.config != config.unet or loaded.diffusion != config.diffusion:
-                raise ConfigError(f"{initial}: network or diffusion differ from the recipe's\n  Make them equal.")
-            network.load_state_dict(loaded.network.state_dict())
+            network.load_state_dict(_initial(loaded, config))
             origin = loaded.sha256
         network.checkpointing = config.checkpointing
         averages = [AveragedModel(network) for _ in config.ema]
@@ -189,6 +189,27 @@ class State:
             )
         if self.config.optimiser == "muon" and "momenta" not in self.stored["optimiser"]:
             raise ConfigError(f"{path}: saved by another version's Muon\n  Start in another folder.")
+
+
+def _initial(loaded: Weights, config: TrainConfig) -> dict[str, Tensor]:
+    """Return the parameters that a run starts from.
+
+    The weights may be of another training window, and lack the channel of the previous slice, which is the last and
+    starts at 0; those of a consistency model are a diffusion model's.
+
+    Raises:
+        ConfigError: when the weights have another network or diffusion than the recipe.
+    """
+    state, unet, diffusion = loaded.network.state_dict(), loaded.network.config, loaded.diffusion
+    expected = config.diffusion.model_copy(update={"consistency": False, "window": diffusion.window})
+    if (diffusion.context, expected.context) == ("none", "previous"):
+        stem = state["input_blocks.0.0.weight"]
+        state["input_blocks.0.0.weight"] = torch.cat([stem, torch.zeros_like(stem[:, : unet.patch**unet.dims])], dim=1)
+        unet = unet.model_copy(update={"in_channels": unet.in_channels + 1})
+        diffusion = diffusion.model_copy(update={"context": "previous"})
+    if unet != config.unet or diffusion != expected:
+        raise ConfigError(f"{loaded.path}: network or diffusion differ from the recipe's\n  Make them equal.")
+    return state
 
 
 def export(weights: dict[str, torch.Tensor], config: TrainConfig, step: int, path: Path, *, origin: str = "") -> None:

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from brats_inpainting import container
+from brats_inpainting import consistency, container
 from brats_inpainting.config import TrainConfig
 from brats_inpainting.data import cache, dataset, folds
 from brats_inpainting.data.augment import Item, augment
 from brats_inpainting.data.cache import CachedScan, TrainingCase
-from brats_inpainting.diffusion.process import Schedule
 from brats_inpainting.errors import ConfigError, InpaintingError
 from brats_inpainting.journal import Journal
-from brats_inpainting.loss import Terms, terms
+from brats_inpainting.loss import Terms
 from brats_inpainting.state import State
 from brats_inpainting.validate import Validation
 
@@ -64,7 +63,8 @@ def train(
         resume: continue from the last state in ``output_path``, on a CPU bit-identical to an uninterrupted run.
         cache_path: folder of the prepared scans; inside ``output_path`` if not given.
         validation_path: complete cases for validation, instead of a fold; then all of ``data_path`` is trained on.
-        initial_weights: weights file for the recipe's network and diffusion; random if not given.
+        initial_weights: weights file for the recipe's network and diffusion; random if not given. The previous slice's
+            channel may be missing in it. The teacher of a consistency model.
         minutes: write the state and stop after this time.
 
     Returns:
@@ -93,7 +93,7 @@ def train(
         folds.write(held, output_path / "folds.json", seed=config.seed)
         callbacks = _Callbacks.of(state, validating, accelerator.scaler)
 
-    schedule, losses = Schedule.of(config.diffusion), _Losses(scans, config)
+    objective, losses = consistency.objective(state, initial_weights, accelerator.device), _Losses(scans, config)
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = dataset.batches(scans, config, epoch=state.epoch, batch=state.batch, rank=rank, world=world)
     stop.listen()
@@ -103,7 +103,7 @@ def train(
         for part in parts:
             item = part.to(accelerator.device)
             with accelerator.accumulate(network):  # the optimiser steps after the last part
-                loss = terms(network, schedule, config, augment(item, config.augmentation))
+                loss = objective(network, augment(item, config.augmentation))
                 accelerator.backward(loss.total_N.mean())
                 _clip(accelerator, network, config)
                 optimiser.step()

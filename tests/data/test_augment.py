@@ -42,7 +42,8 @@ def items(scan, dims, number=4, **how):
 def with_zeros(item, **changes):
     """Return an item that is not varied at all, but for some changes."""
     dims = item.shift_D.shape[1]
-    zero = {name: torch.zeros_like(getattr(item, name)) for name in ("shift_D", "elastic_DK", "bias_1K", "grain_1V")}
+    names = ("shift_D", "elastic_DK", "bias_1K", "grain_1V", "haze_1V", "voided")
+    zero = {name: torch.zeros_like(getattr(item, name)) for name in names}
     still = {"matrix_DD": torch.eye(dims).expand(len(item.t), -1, -1), "tone_2": torch.ones(len(item.t), 2)}
     return item._replace(**zero | still | changes)
 
@@ -57,7 +58,7 @@ def inner(images, dims):
 def test_without_a_recipe_the_source_is_the_window_exactly(dims, scan):
     item = items(scan, dims)
     batch = augment(item, Augmentation())
-    assert torch.equal(batch.truth_N1V, item.source_1U.float() / LEVELS)
+    assert torch.equal(batch.truth_N1V, item.source_CU.float() / LEVELS)
     assert torch.equal(batch.context_N1V, batch.truth_N1V * (1 - batch.mask_N1V))
 
 
@@ -66,7 +67,7 @@ def test_numbers_of_zero_resample_the_window_onto_itself(dims, scan):
     how = Augmentation(affine=10, elastic=2, contrast=0.1, gamma=0.3, bias=0.1, noise=0.1)
     item = with_zeros(items(scan, dims, **how.model_dump()))
     batch = augment(item, how)
-    expected = inner(item.source_1U.float() / LEVELS, dims)
+    expected = inner(item.source_CU.float() / LEVELS, dims)
     torch.testing.assert_close(batch.truth_N1V, expected, rtol=0, atol=1e-5)  # float32 coordinates over 50 voxels
 
 
@@ -86,7 +87,7 @@ def test_a_flip_mirrors_scan_mask_and_positions(dims, scan, monkeypatch):
 def test_a_shift_a_turn_and_a_displacement_move_the_brain_and_not_the_mask(dims, scan):
     how = Augmentation(affine=10, elastic=2)
     item = items(scan, dims, affine=10, elastic=2)
-    source = item.source_1U.float() / LEVELS
+    source = item.source_CU.float() / LEVELS
     shifted = with_zeros(item, shift_D=torch.tensor([2.0, *[0.0] * (dims - 1)]).expand(4, -1))
     displaced = with_zeros(item, elastic_DK=torch.zeros_like(item.elastic_DK))
     displaced.elastic_DK[:, 0] = 2
@@ -150,7 +151,7 @@ def test_no_draw_reaches_beyond_the_source(dims, scan):
 @DIMS
 def test_tones_change_intensities_and_noise_the_context_alone(dims, scan):
     item = items(scan, dims)
-    image = item.source_1U.float() / LEVELS
+    image = item.source_CU.float() / LEVELS
     toned = augment(with_zeros(item, tone_2=torch.tensor([[0.9, 2.0]] * 4)), Augmentation())
     torch.testing.assert_close(toned.truth_N1V, (0.9 * image) ** 2)
     biased = augment(with_zeros(item, bias_1K=torch.full_like(item.bias_1K, 0.1)), Augmentation())
@@ -160,7 +161,7 @@ def test_tones_change_intensities_and_noise_the_context_alone(dims, scan):
     known = noisy.mask_N1V == 0
     assert (noisy.context_N1V[~known] == 0).all()
     assert (noisy.context_N1V != noisy.truth_N1V)[known].float().mean() > 0.9
-    empty = item._replace(source_1U=torch.zeros_like(item.source_1U))
+    empty = item._replace(source_CU=torch.zeros_like(item.source_CU))
     nothing = augment(empty._replace(grain_1V=torch.ones_like(image)), Augmentation(noise=0.2))
     assert not nothing.context_N1V.any()  # the background stays background
 

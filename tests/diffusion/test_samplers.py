@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
+from brats_inpainting import config
 from brats_inpainting.diffusion.process import Prediction, Schedule
-from brats_inpainting.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, heun
+from brats_inpainting.diffusion.samplers import SAMPLERS, consistency, ddim, ddpm, dpmpp_2m, heun
 
 MEAN, SD = 0.4, 0.25
 SCHEDULE = Schedule.linear(1000)
@@ -136,6 +137,20 @@ def test_the_last_state_is_the_estimate_itself_free_of_noise(sampler, count):
     assert torch.equal(x, truth)
 
 
+def test_consistency_sampling_with_the_exact_function_returns_the_distribution_of_the_data():
+    def carried(x, t):
+        """Where the probability flow carries x_t: the consistency function of the Gaussian."""
+        x0 = MEAN + SD * (x - ALPHA[t] * MEAN) / STD[t]
+        return Prediction(x0, (x - ALPHA[t] * x0) / SIGMA[t], None)
+
+    assert distance(consistency(carried, draw(0), [999], SCHEDULE), exact(draw(0))) < 1e-6
+    for steps in (2, 5):
+        timesteps = SCHEDULE.timesteps(steps, spacing=config.SAMPLERS["consistency"].spacing)
+        x = consistency(carried, draw(0, 512), timesteps, SCHEDULE, noise=lambda k: draw(k + 1, 512))
+        assert abs(float(x.mean()) - MEAN) < 0.002  # four standard errors of 512² pixels
+        assert abs(float(x.std()) - SD) < 0.0015
+
+
 def recorded_chain(timesteps):
     """The states that ancestral sampling hands to the denoiser, and its answers, by timestep."""
     states, answers = {}, {}
@@ -167,3 +182,5 @@ def test_samplers_that_draw_noise_insist_on_it():
         ddpm(gaussian, draw(0), SCHEDULE.timesteps(5), SCHEDULE)
     with pytest.raises(AssertionError, match="draws noise"):
         ddim(gaussian, draw(0), SCHEDULE.timesteps(5), SCHEDULE, eta=0.5)
+    with pytest.raises(AssertionError, match="draws noise"):
+        consistency(gaussian, draw(0), SCHEDULE.timesteps(2), SCHEDULE)

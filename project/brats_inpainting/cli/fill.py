@@ -24,7 +24,7 @@ from brats_inpainting.cli.app import (
     quiet,
 )
 from brats_inpainting.cli.masks import BrainMask, InvertMask, Labels, Threshold
-from brats_inpainting.config import BASELINES, DEFAULT_PRESET, NOISE_MODES, PRESETS, SAMPLERS, weights_path
+from brats_inpainting.config import BASELINES, DEFAULT_PRESET, NOISE_MODES, ORDERS, PRESETS, SAMPLERS, weights_path
 from brats_inpainting.container import offers
 from brats_inpainting.errors import CaseError, ConfigError
 
@@ -76,6 +76,9 @@ def infer(
         int | None, option("samples", "Average K samples; --report-path receives their standard deviation.", min=1)
     ] = None,
     noise: Annotated[str | None, option("noise", "Correlation of the noise along z.", **choice(NOISE_MODES))] = None,
+    order: Annotated[
+        str | None, option("order", "Order of slices, for weights that see the previous one.", **choice(ORDERS))
+    ] = None,
     smoothing: Annotated[
         str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; one value, or one per axis: 0,0,1.075.")
     ] = None,
@@ -126,6 +129,7 @@ def infer(
         "steps": steps,
         "samples": samples,
         "noise": noise,
+        "order": order,
         "smoothing": None if smoothing is None else _sigma(smoothing),
         "dilate": dilate,
         "resample": False if no_resample else None,

@@ -31,7 +31,8 @@ class Item(NamedTuple):
     """A training window, or a batch of them with N in front of every shape.
 
     Attributes:
-        source_1U: the region of the scan that the window is resampled from, in [0, LEVELS].
+        source_CU: the region of the scan that the window is resampled from, in [0, LEVELS]; for networks that see it,
+            followed by the same region of the previous slice, which may be the one above or below.
         mask_1V: bool, the voxels to fill.
         noise_1V: standard normal.
         t: the timestep.
@@ -43,9 +44,11 @@ class Item(NamedTuple):
         bias_1K: control points of the logarithm of a smooth bias field.
         tone_2: contrast (a factor) and gamma (an exponent) of the intensities.
         grain_1V: noise added to the context; a single 0 if the recipe has none.
+        haze_1V: noise added to the previous slice inside the mask; likewise.
+        voided: whether the previous slice is 0 inside the mask: not filled yet.
     """
 
-    source_1U: Tensor
+    source_CU: Tensor
     mask_1V: Tensor
     noise_1V: Tensor
     t: Tensor
@@ -57,6 +60,8 @@ class Item(NamedTuple):
     bias_1K: Tensor
     tone_2: Tensor
     grain_1V: Tensor
+    haze_1V: Tensor
+    voided: Tensor
 
     def to(self, device: torch.device) -> Item:
         """Copy all tensors to a device, asynchronously from pinned memory."""
@@ -64,12 +69,13 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch of training inputs and targets; images are in [0, 1]."""
+    """A batch of training inputs and targets; images are in [0, 1]; ``previous_NCV`` has one channel or none."""
 
     truth_N1V: Tensor
     context_N1V: Tensor
     mask_N1V: Tensor
     position_N3V: Tensor
+    previous_NCV: Tensor
     noise_N1V: Tensor
     t_N: Tensor
 
@@ -85,6 +91,7 @@ class Draw(NamedTuple):
     bias_1K: np.ndarray
     tone_2: np.ndarray
     grain_1V: np.ndarray
+    haze_1V: np.ndarray
 
 
 def draw(config: Augmentation, shape_V: tuple[int, ...], rng: np.random.Generator) -> Draw:
@@ -95,9 +102,7 @@ def draw(config: Augmentation, shape_V: tuple[int, ...], rng: np.random.Generato
     if dims == 2:  # a slice is rotated in its plane
         angles[:2], scale_3[2] = 0, 1
     points = np.clip(rng.standard_normal((dims, *[ELASTIC_POINTS] * dims)), -MAX_DEVIATIONS, MAX_DEVIATIONS)
-    grain_1V = np.zeros([1] * (dims + 1), np.float32)
-    if config.noise:
-        grain_1V = np.float32(rng.uniform(0, config.noise)) * rng.standard_normal((1, *shape_V), np.float32)
+    grain_1V, haze_1V = (_noise(most, shape_V, rng) for most in (config.noise, config.previous))
     return Draw(
         flip=bool(config.flip and rng.random() < 0.5),
         matrix_33=Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(scale_3),
@@ -109,7 +114,15 @@ def draw(config: Augmentation, shape_V: tuple[int, ...], rng: np.random.Generato
             [1 + rng.uniform(-config.contrast, config.contrast), np.exp(rng.uniform(-config.gamma, config.gamma))]
         ),
         grain_1V=grain_1V,
+        haze_1V=haze_1V,
     )
+
+
+def _noise(most: float, shape_V: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Draw noise with a standard deviation up to ``most``: 1 × V, or a single 0 if that is 0."""
+    if not most:
+        return np.zeros([1] * (len(shape_V) + 1), np.float32)
+    return np.float32(rng.uniform(0, most)) * rng.standard_normal((1, *shape_V), np.float32)
 
 
 def resamples(config: Augmentation) -> bool:
@@ -132,15 +145,19 @@ def augment(item: Item, config: Augmentation) -> Batch:
     Returns:
         The truth with background 0, the context, which is 0 in the mask too, and the other inputs.
     """
-    truth_N1V = item.source_1U.float() / LEVELS
+    images_NCV = item.source_CU.float() / LEVELS
     if resamples(config):
-        truth_N1V = _resampled(truth_N1V, item)
-    brain_N1V, mask_N1V = truth_N1V > 0, item.mask_1V.float()
-    truth_N1V = _toned(truth_N1V, item).where(brain_N1V, 0).clamp(0, 1)
+        images_NCV = _resampled(images_NCV, item)
+    brain_NCV, mask_N1V = images_NCV > 0, item.mask_1V.float()
+    images_NCV = _toned(images_NCV, item).where(brain_NCV, 0).clamp(0, 1)
+    truth_N1V, brain_N1V, previous_NCV = images_NCV[:, :1], brain_NCV[:, :1], images_NCV[:, 1:]
+    voided_N1V = item.voided.reshape(-1, *[1] * (mask_N1V.ndim - 1))
+    hazy_NCV = (previous_NCV + item.haze_1V).clamp(0, 1).masked_fill(voided_N1V, 0)
+    previous_NCV = hazy_NCV.where(item.mask_1V, previous_NCV)
     seen_N1V = (truth_N1V + item.grain_1V).clamp(0, 1).where(brain_N1V, 0) if config.noise else truth_N1V
     context_N1V = seen_N1V.where(~item.mask_1V, 0)
     position_N3V = positions(item.position_32, mask_N1V.shape[2:])
-    return Batch(truth_N1V, context_N1V, mask_N1V, position_N3V, item.noise_1V, item.t)
+    return Batch(truth_N1V, context_N1V, mask_N1V, position_N3V, previous_NCV, item.noise_1V, item.t)
 
 
 def positions(position_N32: Tensor, shape_V: tuple[int, ...]) -> Tensor:
@@ -161,21 +178,21 @@ def _along(axis: int, shape_V: tuple[int, ...], device: torch.device) -> Tensor:
     )
 
 
-def _resampled(source_N1U: Tensor, item: Item) -> Tensor:
+def _resampled(source_NCU: Tensor, item: Item) -> Tensor:
     """Resample the windows from their sources (affine and elastic transform, linear interpolation)."""
     shape_V, dims = item.mask_1V.shape[2:], item.shift_D.shape[1]
-    grid_VD = torch.stack([_along(axis, shape_V, source_N1U.device).expand(shape_V) for axis in range(dims)], dim=-1)
+    grid_VD = torch.stack([_along(axis, shape_V, source_NCU.device).expand(shape_V) for axis in range(dims)], dim=-1)
     at_NVD = torch.einsum("nij,...j->n...i", item.matrix_DD, grid_VD)
     elastic_NDV = F.interpolate(item.elastic_DK, shape_V, mode=INTERPOLATION[dims], align_corners=True)
     at_NVD = at_NVD + elastic_NDV.movedim(1, -1) + item.shift_D.reshape(-1, *[1] * dims, dims)
-    pairs = zip(at_NVD.unbind(-1), source_N1U.shape[2:], strict=True)
+    pairs = zip(at_NVD.unbind(-1), source_NCU.shape[2:], strict=True)
     scaled_NVD = torch.stack([2 * at_NV / (length - 1) for at_NV, length in pairs], dim=-1)
-    return F.grid_sample(source_N1U, scaled_NVD.flip(-1), align_corners=True)  # grid_sample expects the last axis first
+    return F.grid_sample(source_NCU, scaled_NVD.flip(-1), align_corners=True)  # grid_sample expects the last axis first
 
 
-def _toned(image_N1V: Tensor, item: Item) -> Tensor:
+def _toned(images_NCV: Tensor, item: Item) -> Tensor:
     """Apply contrast, gamma and bias field; 0 stays 0."""
     dims = item.shift_D.shape[1]
     contrast_N1, gamma_N1 = (tone.reshape(-1, *[1] * (dims + 1)) for tone in item.tone_2.unbind(dim=1))
-    field_N1V = F.interpolate(item.bias_1K, image_N1V.shape[2:], mode=INTERPOLATION[dims], align_corners=True)
-    return (contrast_N1 * image_N1V) ** gamma_N1 * field_N1V.exp()
+    field_N1V = F.interpolate(item.bias_1K, images_NCV.shape[2:], mode=INTERPOLATION[dims], align_corners=True)
+    return (contrast_N1 * images_NCV) ** gamma_N1 * field_N1V.exp()

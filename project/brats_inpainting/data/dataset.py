@@ -34,6 +34,7 @@ from brats_inpainting.host import cpus
 log = logging.getLogger(__name__)
 
 POOL_SIZE = 300  # size of the pool of compartments for synthetic masks
+NOT_FILLED = 0.1  # share of windows whose previous slice is still voided, as at the start of order ``outward``
 Box = tuple[slice, slice, slice]
 
 
@@ -93,11 +94,13 @@ class Epoch(Dataset[Item]):
             for side, size, length in zip(covered, size_SHW, scan.image_SHW.shape, strict=True)
         ]
         drawn = augment.draw(config.augmentation, (window,) * dims, rng)
+        sees_previous = config.diffusion.context == "previous"
+        slices = (0, int(rng.choice((-1, 1)))) if sees_previous else (0,)
         mask_V = _network_axes(mask.within(start_SHW, size_SHW), dims)
         if drawn.flip:
             mask_V = mask_V[::-1]
         return Item(
-            **self._source(scan, start_SHW, size_SHW, drawn),
+            **self._source(scan, start_SHW, size_SHW, drawn, slices),
             mask_1V=torch.from_numpy(mask_V.copy())[None],
             noise_1V=torch.from_numpy(rng.standard_normal((1, *mask_V.shape), np.float32)),
             t=self._timestep(index, rng),
@@ -106,6 +109,8 @@ class Epoch(Dataset[Item]):
             bias_1K=_float(drawn.bias_1K),
             tone_2=_float(drawn.tone_2),
             grain_1V=torch.from_numpy(drawn.grain_1V),
+            haze_1V=torch.from_numpy(drawn.haze_1V),
+            voided=torch.tensor(sees_previous and rng.random() < NOT_FILLED),
         )
 
     @property
@@ -120,9 +125,17 @@ class Epoch(Dataset[Item]):
         return torch.tensor(self.config.diffusion.steps - 1 if last else t)
 
     def _source(
-        self, scan: CachedScan, start_SHW: Sequence[int], size_SHW: Sequence[int], drawn: augment.Draw
+        self,
+        scan: CachedScan,
+        start_SHW: Sequence[int],
+        size_SHW: Sequence[int],
+        drawn: augment.Draw,
+        slices: Sequence[int],
     ) -> dict[str, Tensor]:
-        """Cut the region that a window is resampled from, and return it with its transform; both flipped if drawn."""
+        """Cut the regions that a window is resampled from, and return them with their transform; flipped if drawn.
+
+        ``slices`` are the regions' distances in slices.
+        """
         dims, size = self.config.unet.dims, np.array(size_SHW)
         larger = size + 2 * augment.margin(self.config.augmentation, size_SHW[1], dims) * (size > 1)
         brain_XYZ, half_XYZ = np.roll([((b.start + b.stop - 1) / 2, (b.stop - b.start) / 2) for b in scan.box], -1, 0).T
@@ -130,12 +143,13 @@ class Epoch(Dataset[Item]):
         from_SHW = np.roll(brain_XYZ + drawn.matrix_33 @ middle_XYZ, 1)  # rotated about the centre of the brain
         first_SHW = np.rint(from_SHW - (larger - 1) / 2).astype(int)
         shift_XYZ = np.roll(from_SHW - first_SHW - (larger - 1) / 2, -1)
-        source_U = _network_axes(cut(scan.image_SHW, first_SHW.tolist(), larger.tolist()), dims)
+        firsts = [first_SHW + np.array([z, 0, 0]) for z in slices]
+        sources = [_network_axes(cut(scan.image_SHW, f.tolist(), larger.tolist()), dims) for f in firsts]
         slope_XYZ = drawn.scale_3 / half_XYZ * (1 + drawn.jitter_23[0])
         offset_XYZ = middle_XYZ * slope_XYZ + drawn.jitter_23[1]
         mirror_XYZ = np.array([-1 if drawn.flip else 1, 1, 1])
         return {
-            "source_1U": torch.from_numpy(source_U[:: mirror_XYZ[0]].copy())[None],
+            "source_CU": torch.from_numpy(np.stack(sources)[:, :: mirror_XYZ[0]].copy()),
             "position_32": _float(np.stack([mirror_XYZ * offset_XYZ, slope_XYZ], axis=1)),
             "matrix_DD": _float((mirror_XYZ[:, None] * drawn.matrix_33 * mirror_XYZ)[:dims, :dims]),
             "shift_D": _float((mirror_XYZ * shift_XYZ)[:dims]),

@@ -123,6 +123,7 @@ class Stack:
     squares_SHW: np.ndarray = field(init=False)
     missing: int = field(init=False)
     seconds: float = 0.0
+    _partial: dict[int, np.ndarray] = field(default_factory=dict)
     _running: dict[Window, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -134,6 +135,22 @@ class Stack:
     def tasks(self) -> Iterator[Task]:
         """Yield every sample of every window."""
         return (Task(self, window, sample) for window in self.windows for sample in range(self.samples))
+
+    def sequence(self, order: str) -> Iterator[list[Task]]:
+        """Yield the tasks of one slice after the other, in one of ``config.ORDERS``; those of a list have one shape."""
+        for z, previous in _sequence([int(z) for z in masked_slices(self.scan.mask_SHW)], order):
+            here = [window for window in self.windows if window.place[0] == z]
+            for shape in dict.fromkeys(window.shape for window in here):
+                alike = [window for window in here if window.shape == shape]
+                yield [Task(self, window, sample, previous) for window in alike for sample in range(self.samples)]
+
+    def partial_HW(self, sample: int, z: int) -> np.ndarray:
+        """Return a slice as far as this sample has filled it; 0 beyond the frame."""
+        scan = self.scan
+        if not 0 <= z < len(scan.image_SHW):
+            return np.zeros_like(scan.image_SHW[0])
+        filled_HW = self._partial[sample][z] if sample in self._partial else scan.image_SHW[z]
+        return np.where(scan.mask_SHW[z], filled_HW, scan.image_SHW[z]).clip(0, 1)
 
     def add(self, task: Task, sample_V: np.ndarray) -> None:
         """Add a window's next sample, scaled to [0, 1] but not clipped (Welford's update)."""
@@ -147,6 +164,8 @@ class Stack:
         else:
             task.window.put(mean_V, self.mean_SHW)
             task.window.put(squares_V, self.squares_SHW)
+        if task.previous is not None:
+            task.window.put(sample_V, self._partial.setdefault(task.sample, self.scan.image_SHW.copy()))
         self.missing -= 1
         if self.keep:
             self.kept.append((task, sample_V))
@@ -168,18 +187,25 @@ class Stack:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One sample of one window of a scan."""
+    """One sample of one window of a scan; for networks that see it, ``previous`` is the index of the previous slice."""
 
     stack: Stack
     window: Window
     sample: int
+    previous: int | None = None
 
     def condition_CV(self, *, position: bool) -> np.ndarray:
-        """Return the voided image in [0, 1], the mask and optionally the positions of all voxels: C × V, float32."""
+        """Return the voided image in [0, 1], the mask, positions and the previous slice in [0, 1]: C × V, float32.
+
+        The positions of all voxels are optional, and so is the previous slice.
+        """
         scan = self.stack.scan
         channels = [self.window.cut(scan.image_SHW), self.window.cut(scan.mask_SHW)]
         if position:
             channels.extend(positions(self.window.place, scan.box))
+        if self.previous is not None:
+            _, rows, columns = self.window.place
+            channels.append(self.stack.partial_HW(self.sample, self.previous)[rows, columns])
         return np.stack(channels).astype(np.float32)
 
 
@@ -224,6 +250,19 @@ def of_scan(scan: Scan, windowing: Windowing) -> list[Window]:
     if any(window.blends for window in found):
         log.warning("%s: a region is too large for the memory, and is filled in overlapping parts", scan.id)
     return found
+
+
+def _sequence(slices: list[int], order: str) -> Iterator[tuple[int, int]]:
+    """Yield the slices in one of ``config.ORDERS``, each with the previous slice of the frame on that way."""
+    middle = {"up": 0, "down": len(slices), "outward": len(slices) // 2}[order]
+    yield from ((z, z - 1) for z in slices[middle:])
+    yield from ((z, z + 1) for z in reversed(slices[:middle]))
+
+
+def sequences(stacks: Iterable[Stack], order: str) -> Iterator[list[Task]]:
+    """Yield batches as ``batches`` does, slice after slice and scan after scan; add each before asking for the next."""
+    for stack in stacks:
+        yield from stack.sequence(order) if stack.windows else [[]]
 
 
 def batches(stacks: Iterable[Stack], size: Callable[[], int]) -> Iterator[list[Task]]:

@@ -16,7 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brats_inpainting.config import BUNDLED, FRAME_MULTIPLE, DiffusionConfig, SamplingConfig, UNetConfig
+from brats_inpainting.config import (
+    BUNDLED,
+    FRAME_MULTIPLE,
+    DiffusionConfig,
+    SamplingConfig,
+    UNetConfig,
+    input_channels,
+)
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CheckpointError, ConfigError
 from brats_inpainting.files import sha256
@@ -162,13 +169,13 @@ def check_compatible(loaded: Weights) -> None:
         CheckpointError: with the network's requirements.
     """
     unet, window = loaded.network.config, loaded.diffusion.window
-    channels = 6 if unet.position else 3
+    channels = input_channels(unet, loaded.diffusion)
     fits = window % unet.stride == 0 and FRAME_MULTIPLE % unet.stride == 0
     if unet.in_channels != channels or not fits:
-        inputs = "b, m, x_t, three positions" if unet.position else "b, m, x_t"
+        more = ", three positions" * unet.position + ", previous slice" * (loaded.diffusion.context == "previous")
         raise CheckpointError(
             f"{loaded.path}: {unet.in_channels} channels, sides divisible by {unet.stride}, window {window}\n"
-            f"  Give one of {channels} channels ({inputs}) whose factor divides {FRAME_MULTIPLE} and its window."
+            f"  Give one of {channels} channels (b, m, x_t{more}) whose factor divides {FRAME_MULTIPLE} and its window."
         )
 
 

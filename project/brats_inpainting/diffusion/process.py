@@ -19,6 +19,7 @@ from torch import Tensor
 from brats_inpainting.config import DiffusionConfig, Spacing
 
 Network = Callable[[Tensor, Tensor], Tensor]
+SKIP = 0.05  # noise level at which half of x̂_0 is x_t; so low that a trained denoiser stays what it is elsewhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,12 @@ class Schedule:
         """Half the log of the signal-to-noise ratio, log √(ᾱ / (1 − ᾱ)): the time of DPM-Solver."""
         return 0.5 * np.log(self.alpha_bar / (1 - self.alpha_bar))
 
+    @cached_property
+    def consistency_skip(self) -> np.ndarray:
+        """The share of x_t in a consistency model's x̂_0, 1 at t = 0 (c_skip of Song et al. 2023, appendix C)."""
+        sigma = np.sqrt(1 / self.alpha_bar - 1)
+        return SKIP**2 / ((sigma - sigma[0]) ** 2 + SKIP**2)
+
     def timesteps(self, count: int, *, spacing: Spacing = "even") -> list[int]:
         """Return ``count`` distinct timesteps in descending order from T − 1.
 
@@ -136,7 +143,8 @@ class Prediction(NamedTuple):
 class Denoiser:
     """A network bound to its condition, callable by samplers as ``denoise(x_t, t)``.
 
-    ``condition_NCV`` is (b, m, positions if the network takes them), b in the configuration's image range.
+    ``condition_NCV`` is (b, m, positions and the previous slice if the network takes them), images in the
+    configuration's range.
     """
 
     network: Network
@@ -152,7 +160,7 @@ class Denoiser:
 
 
 def network_input(condition_NCV: Tensor, x_N1V: Tensor) -> Tensor:
-    """Return (b, m, x_t), followed by the condition's positions if any: N × C × V."""
+    """Return (b, m, x_t), followed by the rest of the condition if any: N × C × V."""
     return torch.cat([condition_NCV[:, :2], x_N1V, condition_NCV[:, 2:]], dim=1)
 
 
@@ -168,6 +176,9 @@ def predict(
         x0 = alpha * x_N1V - sigma * first
     else:
         x0 = (x_N1V - sigma * first) / alpha
+    if config.consistency:
+        share = _at(schedule.consistency_skip, t, x_N1V)
+        x0 = share * x_N1V / alpha + (1 - share) * x0
     if clamped:
         x0 = x0.clamp(*config.clamp)
     return Prediction(x0, (x_N1V - alpha * x0) / sigma, v)
@@ -199,7 +210,7 @@ def training_losses(
         schedule: the T noise levels.
         config: what the network predicts.
         x0_N1V: the truth, in the configuration's image range.
-        condition_NCV: (b, m), and the positions if the network takes them.
+        condition_NCV: (b, m), and the positions and the previous slice if the network takes them.
         t_N: timesteps.
         noise_N1V: standard normal noise to add.
         weight_N1V: optional voxel weights of the squared error, with a mean near 1.

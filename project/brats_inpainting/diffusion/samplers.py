@@ -138,4 +138,24 @@ def heun(
     return x0
 
 
+def consistency(
+    denoise: Denoise,
+    x_N1V: Tensor,
+    timesteps: Sequence[int],
+    schedule: Schedule,
+    *,
+    noise: Noise | None = None,
+) -> Tensor:
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): x̂_0, to which noise is added for the next step.
+
+    ``noise`` is required for more than one step.
+    """
+    x0 = denoise(x_N1V, timesteps[0]).x0
+    for k, t in enumerate(timesteps[1:]):
+        assert noise is not None, "every step but the first draws noise"
+        a = schedule.alpha_bar[t]
+        x0 = denoise(float(np.sqrt(a)) * x0 + float(np.sqrt(1 - a)) * noise(k), t).x0
+    return x0
+
+
 SAMPLERS: dict[str, Sampler] = {name: globals()[name] for name in config.SAMPLERS}
