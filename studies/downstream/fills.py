@@ -86,11 +86,5 @@ def subjects(data_path: Path, work: Path) -> list[Subject]:
     return sorted(found, key=lambda subject: (subject.id.split("-")[-1], subject.id))
 
 
-def lesions(data_path: Path, work: Path) -> list[Subject]:
-    """Return the scans of a folder that have real lesions, ``{id}-t1n.nii.gz`` and ``{id}-mask.nii.gz``."""
-    found = [(path.name.removesuffix("-mask.nii.gz"), path) for path in sorted(data_path.glob("*-mask.nii.gz"))]
-    return [Subject(Case(name, path.with_name(f"{name}-t1n.nii.gz"), path), work) for name, path in found]
-
-
 def _array(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj, dtype=np.float32)

@@ -2,9 +2,9 @@
 
 usage: python -m studies.downstream --part PART --data-path VAL --work-path FOLDER [--evidence-path docs/evidence]
 
-The data are validation cases, or for ``--part real`` a folder of lesions. Fills are made once, in the work folder. Rows
-in the table are skipped, so a run can be interrupted; the first mask of every subject comes first. ``--part tables``
-prints the tables of docs/evidence.md, ``--part picture`` draws its picture.
+The data are validation cases; for ``--part real`` scans with lesions, for ``extraction`` whole heads. Fills are made
+once, in the work folder. Rows in the table are skipped, so a run can be interrupted; the first mask of every subject
+comes first. ``--part tables`` prints the tables of docs/evidence.md, ``--part picture`` draws its picture.
 """
 
 import argparse
@@ -23,6 +23,7 @@ MEASURED = (
     "real",
     "uncertainty",
     "realism",
+    "extraction",
 )
 
 
@@ -43,7 +44,7 @@ def main():
         return
     from studies.downstream import fills
 
-    find = fills.lesions if args.part == "real" else fills.subjects
+    find = getattr(part, "subjects", fills.subjects)
     subjects = find(args.data_path, args.work_path)[: args.cases]
     if args.part == "picture":
         part.draw(subjects, args.evidence_path.with_suffix(".png"))
