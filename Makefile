@@ -20,7 +20,7 @@ SOURCE ?= $(shell git config remote.origin.url | grep ^https:)
 BUILD = $(BASE_IMAGE:%=--build-arg BASE_IMAGE=%) $(TORCH:%=--build-arg TORCH=+%) \
 	$(SOURCE:%=--build-arg SOURCE=%) $(REVISION:%=--build-arg REVISION=%)
 
-.PHONY: demo example test test-slow reliability test-container lint licences image wheelhouse submission
+.PHONY: demo example test test-slow reliability test-container lint figures docs notebook image wheelhouse submission
 
 OTHERS := biharmonic telea mirror
 demo: $(READY)  ## fill an example lesion with the bundled weights and with baselines, score and draw the fills
@@ -58,8 +58,14 @@ lint: $(READY)  ## check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-licences: $(READY)  ## print the table of docs/licences.md from the installed packages
-	$(BIN)/python -m tests.licences
+figures: $(READY)  ## fill the tables of README.md and docs/ from the measured values and the installed packages
+	$(BIN)/python -m studies.figures
+
+docs: $(READY)  ## build the pages as a site, in site/; make notebook runs its notebook again
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebook: $(READY)  ## run docs/notebook.ipynb and keep what comes out
+	$(BIN)/python -m studies.notebook
 
 # If a wheelhouse exists, the image is built without a registry; the wheels are served on the loopback interface.
 image:  ## build the container; TORCH=cpu for the small one

@@ -4,6 +4,10 @@ usage: python -m studies.surface --data-path VAL [--table docs/surface.csv] [--p
 
 In every validation case, only windows with healthy mask are filled. Rows in the table are skipped; --part and --parts
 distribute the settings among processes.
+
+On three cases, eight trailing steps lose more than eight even ones for the same sharpness, and sixteen even steps lose
+more than eight. A Gaussian filter changes one pass by at most 0.0014 of SSIM and 0.03 dB. The presets of 2D weights
+were chosen by an earlier version of this study (commit e16128c).
 """
 
 import argparse

@@ -17,7 +17,7 @@ def test_the_blocks_do_what_they_say(tmp_path, monkeypatch, tiny_weights):
     case = write_case(tmp_path / "cases", "a")
     write_case(tmp_path / "cases", "b", seed=1)
     shutil.copy(case / "a-t1n-voided.nii.gz", tmp_path / "T1.nii.gz")
-    shutil.copy(case / "a-mask.nii.gz", tmp_path / "lesion.nii.gz")
+    shutil.copy(case / "a-mask.nii.gz", tmp_path / "mask.nii.gz")
     load = Inpainter.load
     monkeypatch.setattr(Inpainter, "load", lambda: load(tiny_weights, device="cpu"))
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from brats_inpainting.config import FRAME, UNetConfig
 from brats_inpainting.errors import ConfigError
 
 # Peak memory of a float32 pass over slices of 224 × 224, in feature maps of the network's width. Measured: 13.5 maps
-# (347 MB per slice) for the paper's network, 11.9 maps (76 MB) for small-2, see docs/reliability.md.
+# (347 MB per slice) for the paper's network, 11.9 maps (76 MB) for small-2, by tests/reliability/memory.py.
 MAPS = 16
 BOX_MAPS = 20  # likewise for a box, in maps of the first level; measured: 18.3 for volume-1
 SHARE = 0.5  # of free memory; the rest is left to other processes

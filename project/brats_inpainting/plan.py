@@ -28,7 +28,7 @@ class Plan:
         device: where the network is.
         precision: of the network's convolutions and matrix products; everything else is float32.
         batch_size: windows per network pass.
-        concurrent: batches sampled at once, each with its share of torch's threads (docs/benchmarks.md).
+        concurrent: batches sampled at once, each with its share of torch's threads.
         replay: on a GPU, passes of one shape are recorded as a CUDA graph and replayed.
         most_voxels: a box of more voxels is filled in overlapping parts; ``None`` for no limit.
         threads: CPU threads.

@@ -1,4 +1,4 @@
-"""Process settings for long CPU work: OpenMP's spin count and glibc's malloc. Measured in docs/benchmarks.md.
+"""Process settings for long CPU work: OpenMP's spin count and glibc's malloc.
 
 ``GOMP_SPINCOUNT=1000``: idle OpenMP threads that spin starve each other on a busy machine. A fill next to another
 process takes 4.4 s instead of 45.1 s (two cores); on an idle machine it takes 2.49 s instead of 2.33 s.

@@ -23,7 +23,6 @@ BASELINES = ("mean", "biharmonic", "mirror")
 NETWORKS = {"2D fast": ("small-2", "fast"), "3D fast": ("volume-2", "fast"), "3D realistic": ("volume-2", "realistic")}
 UNCERTAINTY = "uncertainty"
 FILLS = (*BASELINES, *NETWORKS)
-EARLIER = ("3D fast (volume-1)", "3D realistic (volume-1)")  # rows measured with weights that are no longer bundled
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,6 @@ def subjects(data_path: Path, work: Path) -> list[Subject]:
     """Return the cases of a folder, the first mask of every subject before the second."""
     found = [Subject(case, work) for case in cases.find(data_path)]
     return sorted(found, key=lambda subject: (subject.id.split("-")[-1], subject.id))
-
-
-def lesions(data_path: Path, work: Path) -> list[Subject]:
-    """Return the scans of a folder that have real lesions, ``{id}-t1n.nii.gz`` and ``{id}-mask.nii.gz``."""
-    found = [(path.name.removesuffix("-mask.nii.gz"), path) for path in sorted(data_path.glob("*-mask.nii.gz"))]
-    return [Subject(Case(name, path.with_name(f"{name}-t1n.nii.gz"), path), work) for name, path in found]
 
 
 def _array(path: Path) -> np.ndarray:

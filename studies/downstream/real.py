@@ -7,10 +7,12 @@ tissue volumes, and how much the registration to a template deforms the surround
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from brats_inpainting.data.cases import Case
 from studies.downstream import regions, registration, segmentation
 from studies.downstream.fills import LESION, VOIDED, Subject
 
@@ -19,6 +21,12 @@ NAMES = (LESION, VOIDED, registration.MASKED, *FILLS[1:])
 SCLEROSIS = ("90501-000", "90503-000")
 WHITE = 3
 BINS = 32
+
+
+def subjects(data_path: Path, work: Path) -> list[Subject]:
+    """Return the scans of a folder that have real lesions, ``{id}-t1n.nii.gz`` and ``{id}-mask.nii.gz``."""
+    found = [(path.name.removesuffix("-mask.nii.gz"), path) for path in sorted(data_path.glob("*-mask.nii.gz"))]
+    return [Subject(Case(name, path.with_name(f"{name}-t1n.nii.gz"), path), work) for name, path in found]
 
 
 def measured(subject: Subject, fill: str) -> Iterator[dict[str, Any]]:

@@ -1,33 +1,45 @@
-"""Whether a classifier of texture tells filled patches from real ones.
+"""Whether classifiers tell filled patches from real ones, each subject scored by a model of the others.
 
-One patch of 24 voxels a side for each component of a mask, where it is deepest, and its features; a mirror image has
-the same features. ``auc`` trains on all subjects but one and scores the patches of that one.
+One patch of 24 voxels a side for each component of a mask, where it is deepest, from the truth and from the fill. Two
+classifiers of scikit-learn see features of texture, which a mirror image shares; a network sees the patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from brats_inpainting.pictures import white
+from studies.downstream import network
 from studies.downstream.fills import TRUTH, Subject
 
 SIDE = 24  # voxels
 SMALLEST = 500  # voxels of a component
 BANDS = 6
-NAMES = (TRUTH, "biharmonic", "2D fast", "3D fast", "3D realistic")
-KEYS = ("case", "fill", "patch")
+NAMES = ("biharmonic", "2D fast", "3D fast", "3D realistic")
+Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def measured(subject: Subject, fill: str) -> Iterator[dict[str, Any]]:
-    """Yield the features of every patch."""
-    image_XYZ = subject.image(fill) / white(subject.image(TRUTH))
-    for number, centre in enumerate(centres(subject.mask()), 1):
-        box = tuple(slice(i - SIDE // 2, i + SIDE // 2) for i in centre)
-        yield {"case": subject.id, "fill": fill, "patch": number} | features(image_XYZ[box])
+def measured_together(subjects: Sequence[Subject], fill: str) -> Iterator[dict[str, Any]]:
+    """Yield a row for each classifier and pair of patches: the scores of the real and of the filled one."""
+    found = [(subject, number, pair) for subject in subjects for number, pair in enumerate(pairs(subject, fill), 1)]
+    persons = np.array([subject.person for subject, _, _ in found])
+    patches = np.array([pair for _, _, pair in found])
+    for classifier, score in CLASSIFIERS.items():
+        scores = left_out(patches, persons, score)
+        for (subject, number, _), (real, filled) in zip(found, scores.tolist(), strict=True):
+            row = {"case": subject.id, "fill": fill, "patch": number, "classifier": classifier}
+            yield row | {"real": real, "filled": filled}
+
+
+def pairs(subject: Subject, fill: str) -> Iterator[np.ndarray]:
+    """Yield the patches of a subject, 2 X Y Z, real and filled, in units of the truth's white matter."""
+    images_2XYZ = np.stack([subject.image(TRUTH), subject.image(fill)]) / white(subject.image(TRUTH))
+    for centre in centres(subject.mask()):
+        yield images_2XYZ[:, *(slice(i - SIDE // 2, i + SIDE // 2) for i in centre)]
 
 
 def centres(mask_XYZ: np.ndarray) -> list[tuple[int, ...]]:
@@ -45,21 +57,65 @@ def centres(mask_XYZ: np.ndarray) -> list[tuple[int, ...]]:
     return found
 
 
-def features(patch: np.ndarray) -> dict[str, float]:
+def left_out(patches: np.ndarray, persons: np.ndarray, score: Score) -> np.ndarray:
+    """Return the score of every patch, N 2, by a model of the other persons' patches.
+
+    Args:
+        patches: N 2 X Y Z, real and filled.
+        persons: whose they are, N.
+        score: trains on patches M X Y Z and labels M (1 for filled), and scores others.
+    """
+    found = np.zeros(patches.shape[:2])
+    for person in np.unique(persons):
+        there = persons == person
+        trained, tested = (patches[where].reshape(-1, *patches.shape[2:]) for where in (~there, there))
+        labels = np.tile([0, 1], len(trained) // 2)
+        found[there] = score(trained, labels, tested).reshape(-1, 2)
+    return found
+
+
+def logistic_regression(trained: np.ndarray, labels: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """Score by a linear model of features of texture."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return _textures(make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)), trained, labels, tested)
+
+
+def random_forest(trained: np.ndarray, labels: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """Score by trees on features of texture."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    return _textures(RandomForestClassifier(100, min_samples_leaf=2, random_state=0), trained, labels, tested)
+
+
+def _textures(model: Any, trained: np.ndarray, labels: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    seen, asked = ([features(patch) for patch in patches] for patches in (trained, tested))
+    return model.fit(seen, labels).predict_proba(asked)[:, 1]
+
+
+CLASSIFIERS = {
+    "logistic regression": logistic_regression,
+    "random forest": random_forest,
+    "3D network": network.score,
+}
+
+
+def features(patch: np.ndarray) -> list[float]:
     """Return features of a cubic patch: moments, gradients, correlations of neighbours, and its power spectrum."""
     centred = patch - patch.mean()
     variance = float(centred.var()) + 1e-9
-    found = {"mean": float(patch.mean()), "std": variance**0.5, "skew": float((centred**3).mean() / variance**1.5)}
-    found["laplace"] = float(np.abs(ndimage.laplace(patch)).mean())
-    for axis, name in enumerate("xyz"):
+    found = [float(patch.mean()), variance**0.5, float((centred**3).mean() / variance**1.5)]
+    found.append(float(np.abs(ndimage.laplace(patch)).mean()))
+    for axis in range(3):
         ahead = np.moveaxis(centred, axis, 0)
-        found[f"gradient_{name}"] = float(np.abs(np.diff(ahead, axis=0)).mean())
-        for lag in (1, 2, 4):
-            found[f"correlation_{name}{lag}"] = float((ahead[lag:] * ahead[:-lag]).mean() / variance)
-    return found | spectrum(centred)
+        found.append(float(np.abs(np.diff(ahead, axis=0)).mean()))
+        found += [float((ahead[lag:] * ahead[:-lag]).mean() / variance) for lag in (1, 2, 4)]
+    return found + spectrum(centred)
 
 
-def spectrum(centred: np.ndarray) -> dict[str, float]:
+def spectrum(centred: np.ndarray) -> list[float]:
     """Return the logarithm of the mean power in shells of frequency, under a Hann window."""
     side = centred.shape[0]
     hann = np.hanning(side)
@@ -67,20 +123,4 @@ def spectrum(centred: np.ndarray) -> dict[str, float]:
     power = np.abs(np.fft.fftn(windowed)) ** 2
     axes = np.meshgrid(*[np.fft.fftfreq(side)] * 3, indexing="ij")
     shell = np.minimum((np.sqrt(sum(axis**2 for axis in axes)) * 2 * BANDS).astype(int), BANDS - 1)
-    return {f"power_{k}": float(np.log(power[shell == k].mean() + 1e-9)) for k in range(BANDS)}
-
-
-def auc(real: Sequence[dict[str, str]], filled: Sequence[dict[str, str]], model: Any) -> float:
-    """Return the area under the ROC curve of a classifier of scikit-learn, each subject scored by the others' model."""
-    from studies.downstream.uncertainty import area
-
-    found = [*real, *filled]
-    names = [name for name in found[0] if name not in KEYS]
-    table = np.array([[float(row[name]) for name in names] for row in found])
-    label = np.arange(len(found)) >= len(real)
-    person = np.array([row["case"].split("-")[0] for row in found])
-    score = np.zeros(len(found))
-    for left_out in np.unique(person):
-        there = person == left_out
-        score[there] = model.fit(table[~there], label[~there]).predict_proba(table[there])[:, 1]
-    return area(score, label)
+    return [float(np.log(power[shell == k].mean() + 1e-9)) for k in range(BANDS)]

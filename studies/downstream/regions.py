@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, stats
 
 OUTSIDE, REGIONS = 0, ("inside", "shell", "elsewhere")
 SHELL = 10.0  # mm
@@ -54,3 +54,13 @@ def lengths(vectors: np.ndarray, region: np.ndarray) -> dict[str, float]:
         found[f"{name}_mean"] = float(there.mean()) if there.size else float("nan")
         found[f"{name}_p95"] = float(np.percentile(there, 95)) if there.size else float("nan")
     return found
+
+
+def area(score: np.ndarray, positive: np.ndarray) -> float:
+    """Return the area under the ROC curve: the probability that a positive scores higher than a negative."""
+    count = np.count_nonzero(positive)
+    others = positive.size - count
+    if not count or not others:
+        return float("nan")
+    ranks = stats.rankdata(score)[positive].sum()
+    return float((ranks - count * (count + 1) / 2) / (count * others))

@@ -2,9 +2,9 @@
 
 usage: python -m studies.downstream --part PART --data-path VAL --work-path FOLDER [--evidence-path docs/evidence]
 
-The data are validation cases, or for ``--part real`` a folder of lesions. Fills are made once, in the work folder. Rows
-in the table are skipped, so a run can be interrupted; the first mask of every subject comes first. ``--part tables``
-prints the tables of docs/evidence.md, ``--part picture`` draws its picture.
+The data are validation cases; for ``--part real`` scans with lesions, for ``extraction`` whole heads. Fills are made
+once, in the work folder. Rows in the table are skipped, so a run can be interrupted; the first mask of every subject
+comes first. ``--part tables`` prints the tables of docs/evidence.md, ``--part picture`` draws its picture.
 """
 
 import argparse
@@ -23,6 +23,7 @@ MEASURED = (
     "real",
     "uncertainty",
     "realism",
+    "extraction",
 )
 
 
@@ -38,22 +39,31 @@ def main():
     runtime.settle()
     part = import_module(f"studies.downstream.{args.part}")
     if args.part == "tables":
-        print(part.page(args.evidence_path))
+        for name, table in part.TABLES.items():
+            print("\n".join([name, "", *table(args.evidence_path), ""]))
         return
     from studies.downstream import fills
 
-    find = fills.lesions if args.part == "real" else fills.subjects
+    find = getattr(part, "subjects", fills.subjects)
     subjects = find(args.data_path, args.work_path)[: args.cases]
     if args.part == "picture":
         part.draw(subjects, args.evidence_path.with_suffix(".png"))
         return
     table = args.evidence_path / f"{args.part}.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
-    for subject in subjects:
-        for name in args.fills or part.NAMES:
-            if not rows.read(table, {"case": subject.id, "fill": name}):
-                rows.append(table, list(part.measured(subject, name)))
-                print(args.part, subject.id, name, flush=True)
+    for wanted, measured in work(part, subjects, args.fills or part.NAMES):
+        if not rows.read(table, wanted):
+            rows.append(table, list(measured()))
+            print(args.part, *wanted.values(), flush=True)
+
+
+def work(part, subjects, names):
+    """Yield what identifies the rows in the table, and the function that measures them."""
+    for name in names if hasattr(part, "measured_together") else ():
+        yield {"fill": name}, lambda name=name: part.measured_together(subjects, name)
+    for subject in subjects if hasattr(part, "measured") else ():
+        for name in names:
+            yield {"case": subject.id, "fill": name}, lambda subject=subject, name=name: part.measured(subject, name)
 
 
 if __name__ == "__main__":

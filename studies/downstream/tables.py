@@ -1,90 +1,210 @@
-"""The tables of docs/evidence.md, from the CSV files. Means are over subjects; each is the mean of its masks."""
+"""The tables of docs/evidence.md, from a folder of CSV files; ``TABLES`` has their names.
+
+Means are over subjects; a subject's value is the mean of its masks. Two fills are compared on the masks that both have.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from studies import rows
-from studies.downstream import fills, regions
-from studies.downstream.realism import auc
+from studies.downstream.regions import REGIONS, area
 
 Row = dict[str, str]
-PARTS = (
-    "segmentation",
-    "finer_segmentation",
-    "registration",
-    "finer_registration",
-    "bias",
-    "real",
-    "uncertainty",
-    "realism",
-)
-OURS, VOIDED, AGAIN, MASKED = "3D fast", "voided", "truth again", "cost-function masking"
+OURS, VOIDED, AGAIN, MASKED, LESION = "3D fast", "voided", "truth again", "cost-function masking", "lesion"
+SUMMARY = (AGAIN, VOIDED, MASKED, "mean", "biharmonic", "mirror", "2D fast", OURS, "3D realistic")
+COMPARED = (VOIDED, MASKED, "biharmonic", "2D fast", OURS, "3D realistic")
+README = (VOIDED, MASKED, "biharmonic", "2D fast", OURS)
+PLACES = ("inside", "within 10 mm", "elsewhere")
 NAMES = {
     AGAIN: "*truth, another seed*",
-    VOIDED: "voided",
     MASKED: "voided, cost-function masking",
     "2D fast": "2D `fast`",
-    "3D fast": "**3D `fast`**",
+    OURS: "**3D `fast`**",
     "3D realistic": "3D `realistic`",
-    "3D fast (volume-1)": "3D `fast`, `volume-1`",
-    "3D realistic (volume-1)": "3D `realistic`, `volume-1`",
+    LESION: "not filled",
 }
 
 
-def page(folder: Path, names: Sequence[str] = PARTS) -> str:
-    """Return the tables of some CSV files as Markdown, each under its name, after a summary."""
-    found = {name: rows.read(folder / f"{name}.csv", {}) for name in names}
-    both = found["segmentation"], found["registration"]
-    parts = [[f"\n{name}\n", *globals()[name.removeprefix("finer_")](read)] for name, read in found.items() if read]
-    return "\n".join(
-        [*summary(*both), "", *goals(*both), "", *tested(*both), *(text for part in parts for text in part)]
-    )
-
-
-def summary(segmented: list[Row], registered: list[Row]) -> list[str]:
-    """Dice coefficients of Atropos and displacement differences of SyN, means over subjects."""
+def summary(folder: Path) -> list[str]:
+    """Dice coefficients of Atropos in the mask, and displacement differences of SyN, in mm."""
+    segmented, registered = atropos(folder), syn(folder)
+    lines = heading(["lesion", "white matter", "grey matter", *PLACES, "subjects"])
     measured = {row["fill"] for row in registered}
-    names = [name for name in (AGAIN, VOIDED, MASKED, *fills.FILLS, *fills.EARLIER) if name in measured]
-    lines = heading(["lesion", "white matter", "grey matter", "inside", "within 10 mm", "elsewhere", "subjects"])
-    for name in names:
-        its = rows.matching(registered, {"stage": "SyN", "fill": name})
-        classes = rows.matching(segmented, {"tool": "Atropos", "fill": name})
-        tissues = [rows.matching(classes, {"tissue": tissue}) for tissue in ("white", "grey")]
-        cells = [f"{mean(found, 'inside'):.2f}" if found else "–" for found in tissues]
-        cells += [f"{mean(its, f'{region}_mean'):.2f}" for region in regions.REGIONS]
+    for fill in (fill for fill in SUMMARY if fill in measured):
+        its, classes = (rows.matching(read, {"fill": fill}) for read in (registered, segmented))
+        cells = [tissue(classes, "white"), tissue(classes, "grey"), *(shown(its, f"{r}_mean") for r in REGIONS)]
         counts = dict.fromkeys([people(classes), people(its)] if classes else [people(its)])
-        lines.append(line(name, [*cells, " / ".join(counts)]))
+        lines.append(line(fill, [*cells, " / ".join(counts)]))
     return lines
 
 
-def goals(segmented: list[Row], registered: list[Row]) -> list[str]:
+def readme(folder: Path) -> list[str]:
+    """The columns and rows of ``summary`` by which a reader of the README decides."""
+    lines = heading(["lesion", "white matter, Dice", "inside, mm", "within 10 mm, mm"])
+    for fill in README:
+        its, classes = (rows.matching(read, {"fill": fill}) for read in (syn(folder), atropos(folder)))
+        lines.append(line(fill, [tissue(classes, "white"), shown(its, "inside_mean"), shown(its, "shell_mean")]))
+    return lines
+
+
+def excess(folder: Path) -> list[str]:
     """How much error is left beyond that of the truth with another seed, and the share of the voided scan's."""
-    names = (VOIDED, MASKED, "biharmonic", "2D fast", OURS, *fills.EARLIER)
     measures = {
-        "Atropos, shell, 1 − Dice": (rows.matching(segmented, {"tool": "Atropos"}), "shell", -1),
-        "SyN, elsewhere, mm": (rows.matching(registered, {"stage": "SyN"}), "elsewhere_mean", 1),
-        "SyN, shell, mm": (rows.matching(registered, {"stage": "SyN"}), "shell_mean", 1),
+        "Atropos, within 10 mm, 1 − Dice": (atropos(folder), "shell", -1),
+        "SyN, elsewhere, mm": (syn(folder), "elsewhere_mean", 1),
+        "SyN, within 10 mm, mm": (syn(folder), "shell_mean", 1),
     }
-    lines = heading(["excess error", *(NAMES.get(name, name) for name in names), "3D `fast` / voided"])
+    lines = heading(["excess error", *(NAMES.get(name, name) for name in COMPARED), "3D `fast` / voided"])
     for measure, (read, column, sign) in measures.items():
-        by_fill = {fill: sign * mean(found, column) for (fill,), found in rows.grouped(read, "fill").items()}
-        excess = {name: by_fill[name] - by_fill[AGAIN] for name in names if name in by_fill}
-        cells = [f"{excess[name]:.3f}" if name in excess else "–" for name in names]
-        lines.append(f"| {measure} | {' | '.join(cells)} | {excess[OURS] / excess[VOIDED]:.2f} |")
+        found = {}
+        for fill in COMPARED:
+            one, floor = common(read, fill, AGAIN)
+            found[fill] = sign * (mean(one, column) - mean(floor, column)) if one else float("nan")
+        cells = [f"{value:.3f}" if np.isfinite(value) else "–" for value in found.values()]
+        lines.append(f"| {measure} | {' | '.join(cells)} | {found[OURS] / found[VOIDED]:.2f} |")
     return lines
+
+
+def tests(folder: Path) -> list[str]:
+    """Return p of 3D ``fast`` against the other fills, for Dice inside and the displacement by region."""
+    columns = [(atropos(folder), "inside"), *((syn(folder), f"{region}_mean") for region in REGIONS)]
+    lines = heading(["3D `fast` against", "Dice inside", *PLACES])
+    for fill in COMPARED:
+        cells = [probability(read, fill, column) for read, column in columns]
+        if fill != OURS and set(cells) != {"–"}:
+            lines.append(line(fill, cells))
+    return lines
+
+
+def checks(folder: Path) -> list[str]:
+    """The same measures by another tool, and at finer resolution beside the usual one, on the same masks."""
+    fine, finer = rows.read(folder / "finer_segmentation.csv", {}), syn(folder, "finer_registration")
+    hmrf = rows.read(folder / "segmentation.csv", {"tool": "HMRF"})
+    columns = ["HMRF, white", "HMRF, grey", "white, 1.5 mm", "white, 1 mm", "within 10 mm, usual", "finer"]
+    lines = heading(["lesion", *columns])
+    for fill in COMPARED:
+        cells = [tissue(rows.matching(hmrf, {"fill": fill}), name) for name in ("white", "grey")]
+        its = rows.matching(fine, {"fill": fill, "tool": "Atropos"})
+        cells += [tissue(same(atropos(folder), its), "white"), tissue(its, "white")]
+        its = rows.matching(finer, {"fill": fill})
+        cells += [shown(same(syn(folder), its), "shell_mean"), shown(its, "shell_mean")]
+        lines.append(line(fill, cells))
+    return lines
+
+
+def realism(folder: Path) -> list[str]:
+    """Area under the ROC curve of every classifier of real and filled patches."""
+    read = rows.read(folder / "realism.csv", {})
+    classifiers = [*dict.fromkeys(row["classifier"] for row in read)]
+    lines = heading(["AUC", *classifiers, "patches"])
+    for (fill,), of in rows.grouped(read, "fill").items():
+        found = [its for (_,), its in rows.grouped(of, "classifier").items()]
+        lines.append(line(fill, [*(f"{telling(its):.2f}" for its in found), f"2 × {len(found[0])}"]))
+    return lines
+
+
+def telling(read: Sequence[Row]) -> float:
+    """Return the area under the ROC curve of the scores of filled patches against those of the real ones."""
+    score = np.array([float(row[kind]) for kind in ("real", "filled") for row in read])
+    return area(score, np.arange(score.size) >= len(read))
+
+
+def bias(folder: Path) -> list[str]:
+    """Difference of N4's bias field from the truth's in per cent, and p of 3D ``fast`` against the fill."""
+    read = rows.read(folder / "bias.csv", {})
+    lines = heading(["N4, %", *PLACES, "p, within 10 mm", "subjects"])
+    for (fill,), its in rows.grouped(read, "fill").items():
+        p = "–" if fill == OURS else probability(read, fill, "shell_mean")
+        lines.append(line(fill, [*(shown(its, f"{region}_mean") for region in REGIONS), p, people(its)]))
+    return lines
+
+
+def uncertainty(folder: Path) -> list[str]:
+    """One line for each case, and their mean."""
+    read = rows.read(folder / "uncertainty.csv", {})
+    columns = {
+        "wrong": "wrong class",
+        "auc": "AUC, std",
+        "auc_depth": "AUC, depth",
+        "wrong_lowest_tenth": "wrong, lowest tenth",
+        "wrong_highest_tenth": "wrong, highest tenth",
+    }
+    lines = heading(["case", *columns.values()])
+    lines += [line(row["case"], [shown([row], column) for column in columns]) for row in read]
+    return [*lines, line("mean", [shown(read, column) for column in columns])]
+
+
+def extraction(folder: Path) -> list[str]:
+    """Dice coefficients of brain masks with those of the untouched heads, one column for each lesion."""
+    read = rows.read(folder / "extraction.csv", {})
+    lines = heading(["brain mask, Dice", *dict.fromkeys(row["case"] for row in read), "mean"])
+    for (fill,), its in rows.grouped(read, "fill").items():
+        dice = [float(row["dice"]) for row in its]
+        lines.append(line(fill, [*(f"{value:.4f}" for value in dice), f"{np.mean(dice):.4f}"]))
+    return lines
+
+
+def real(folder: Path) -> list[str]:
+    """Two tables: lesions of multiple sclerosis against the patient's white matter, and gliomas."""
+    read = rows.read(folder / "real.csv", {})
+    sclerosis = {"mean": "intensity", "overlap": "overlap", "white in mask": "share of white"}
+    glioma = {
+        "shell_mean": "within 10 mm",
+        "elsewhere_mean": "elsewhere",
+        "asymmetry of grey": "asymmetry, grey",
+        "asymmetry of white": "white",
+    }
+    return [*_lesions(read, sclerosis, "overlap"), "", *_lesions(read, glioma, "shell_mean")]
+
+
+def _lesions(read: list[Row], measures: dict[str, str], needed: str) -> list[str]:
+    """Return a table of the cases that have a measure: fills in rows, cases and measures in columns."""
+    found = [row for row in read if row["measure"] == needed]
+    cases = [*dict.fromkeys(row["case"] for row in found)]
+    names = [name if number else f"{case}: {name}" for case in cases for number, name in enumerate(measures.values())]
+    values = {(row["case"], row["fill"], row["measure"]): f"{float(row['value']):.2f}" for row in read}
+    lines = heading(["lesion", *names])
+    for fill in (LESION, *COMPARED):
+        if any(row["fill"] == fill for row in found):
+            lines.append(line(fill, [values.get((case, fill, m), "–") for case in cases for m in measures]))
+    return lines
+
+
+def atropos(folder: Path) -> list[Row]:
+    """Return the rows of segmentation by ANTs Atropos."""
+    return rows.read(folder / "segmentation.csv", {"tool": "Atropos"})
+
+
+def syn(folder: Path, name: str = "registration") -> list[Row]:
+    """Return the rows of the deformable stage of registration."""
+    return rows.read(folder / f"{name}.csv", {"stage": "SyN"})
+
+
+def common(read: Sequence[Row], fill: str, other: str) -> tuple[list[Row], list[Row]]:
+    """Return the rows of two fills for the cases that have both."""
+    one, two = (rows.matching(read, {"fill": name}) for name in (fill, other))
+    both = {row["case"] for row in one} & {row["case"] for row in two}
+    return [row for row in one if row["case"] in both], [row for row in two if row["case"] in both]
+
+
+def same(read: Sequence[Row], its: Sequence[Row]) -> list[Row]:
+    """Return the rows that have case and fill of one of these."""
+    there = {(row["case"], row["fill"]) for row in its}
+    return [row for row in read if (row["case"], row["fill"]) in there]
 
 
 def by_subject(read: Sequence[Row], column: str) -> dict[str, float]:
     """Return the mean of a column for every subject."""
-    persons: dict[str, list[float]] = {}
-    for row in read:
-        persons.setdefault(row["case"].split("-")[0], []).append(float(row[column]))
-    return {person: float(np.nanmean(values)) for person, values in sorted(persons.items())}
+    found = {row["case"].split("-")[0]: float("nan") for row in read}
+    for person in found:
+        values = [float(row[column]) for row in read if row["case"].split("-")[0] == person]
+        found[person] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    return dict(sorted(found.items()))
 
 
 def mean(read: Sequence[Row], column: str) -> float:
@@ -92,127 +212,33 @@ def mean(read: Sequence[Row], column: str) -> float:
     return float(np.nanmean([*by_subject(read, column).values()]))
 
 
+def shown(read: Sequence[Row], column: str) -> str:
+    """Return the mean over subjects as text, or a dash if nothing was measured."""
+    return f"{mean(read, column):.2f}" if read else "–"
+
+
+def tissue(read: Sequence[Row], name: str) -> str:
+    """Return the mean Dice coefficient of a tissue inside the mask."""
+    return shown(rows.matching(read, {"tissue": name}), "inside")
+
+
 def people(read: Sequence[Row]) -> str:
     """Return the number of subjects."""
     return str(len({row["case"].split("-")[0] for row in read}))
 
 
-def paired(read: Sequence[Row], other: Sequence[Row], column: str) -> tuple[float, int]:
+def paired(read: Sequence[Row], fill: str, other: str, column: str) -> tuple[float, int]:
     """Return p of the two-sided Wilcoxon signed-rank test over subjects, and their number."""
-    one, two = by_subject(read, column), by_subject(other, column)
-    both = [(one[person], two[person]) for person in one if person in two]
-    different = np.array([a - b for a, b in both if np.isfinite(a - b)])
+    one, two = (by_subject(found, column) for found in common(read, fill, other))
+    differences = np.array([one[person] - two[person] for person in one])
+    different = differences[np.isfinite(differences)]
     return float(stats.wilcoxon(different).pvalue) if different.any() else 1.0, different.size
 
 
-def tested(segmented: list[Row], registered: list[Row]) -> list[str]:
-    """Return p of 3D ``fast`` against the other fills that have all its subjects, for the columns of ``summary``."""
-    classes, places = (rows.matching(segmented, {"tool": "Atropos"}), rows.matching(registered, {"stage": "SyN"}))
-    columns = [(classes, "inside"), *((places, f"{region}_mean") for region in regions.REGIONS)]
-    lines = heading(["3D `fast` against", "Dice inside", "inside", "within 10 mm", "elsewhere"])
-    for name in (VOIDED, MASKED, *fills.FILLS, *fills.EARLIER):
-        cells = []
-        for read, column in columns:
-            ours, its = (rows.matching(read, {"fill": fill}) for fill in (OURS, name))
-            p, count = paired(ours, its, column)
-            cells.append(f"{p:.3f}" if count and people(its) == people(ours) else "–")
-        if name != OURS and set(cells[1:]) != {"–"}:
-            lines.append(line(name, cells))
-    return lines
-
-
-def segmentation(read: list[Row]) -> list[str]:
-    """Dice by tool: three tissues inside, their mean in the shell and elsewhere, and the volume's error."""
-    lines = []
-    for (tool,), of in rows.grouped(read, "tool").items():
-        lines += [
-            *heading([tool, *(f"{t}, inside" for t in regions.TISSUES), "shell", "elsewhere", "volume, ml", "subjects"])
-        ]
-        for (fill,), found in rows.grouped(of, "fill").items():
-            inside = [mean(rows.matching(found, {"tissue": tissue}), "inside") for tissue in regions.TISSUES]
-            sized = [{**row, "ml": str(abs(float(row["ml"])))} for row in found]
-            cells = [*inside, mean(found, "shell"), mean(found, "elsewhere")]
-            lines.append(line(fill, [*(f"{v:.3f}" for v in cells), f"{mean(sized, 'ml'):.1f}", people(found)]))
-        lines += ["", *compared(of, ("inside", "shell", "elsewhere")), ""]
-    return lines
-
-
-def registration(read: list[Row]) -> list[str]:
-    """Difference of the displacement in mm: mean and 95th percentile by region."""
-    columns = [f"{region}_{kind}" for region in regions.REGIONS for kind in ("mean", "p95")]
-    lines = []
-    for (stage,), of in rows.grouped(read, "stage").items():
-        lines += heading([stage, *(column.replace("_", ", ") for column in columns), "subjects"])
-        for (fill,), found in rows.grouped(of, "fill").items():
-            lines.append(line(fill, [*(f"{mean(found, column):.2f}" for column in columns), people(found)]))
-        lines += ["", *compared(of, columns[::2]), ""]
-    return lines
-
-
-def bias(read: list[Row]) -> list[str]:
-    """Difference of the bias field in per cent."""
-    columns = [f"{region}_mean" for region in regions.REGIONS]
-    lines = heading(["N4", *regions.REGIONS, "subjects"])
-    for (fill,), found in rows.grouped(read, "fill").items():
-        lines.append(line(fill, [*(f"{mean(found, column):.2f}" for column in columns), people(found)]))
-    return [*lines, "", *compared(read, columns)]
-
-
-def compared(read: list[Row], columns: Sequence[str]) -> list[str]:
-    """Compare every fill with 3D ``fast``, in each column."""
-    by_fill = rows.grouped(read, "fill")
-    lines = []
-    for (fill,), found in by_fill.items():
-        if fill != OURS and (OURS,) in by_fill:
-            tests = {column: paired(by_fill[OURS,], found, column) for column in columns}
-            lines.append(
-                f"{OURS} against {fill}: " + ", ".join(f"{c} p = {p:.3f} (n = {n})" for c, (p, n) in tests.items())
-            )
-    return lines
-
-
-def real(read: list[Row]) -> list[str]:
-    """One table for each lesion: fills in rows, measures in columns."""
-    lines = []
-    for (case,), of in rows.grouped(read, "case").items():
-        found = [row for row in of if np.isfinite(float(row["value"]))]
-        measures = [*dict.fromkeys(row["measure"] for row in found)]
-        lines += heading([case, *measures])
-        for (fill,), its in rows.grouped(found, "fill").items():
-            values = {row["measure"]: float(row["value"]) for row in its}
-            lines.append(line(fill, [f"{values[m]:.2f}" if m in values else "–" for m in measures]))
-        lines.append("")
-    return lines
-
-
-def uncertainty(read: list[Row]) -> list[str]:
-    """One line for each case, and their mean."""
-    columns = ("wrong", "auc", "auc_depth", "wrong_lowest_tenth", "wrong_highest_tenth")
-    lines = heading(["case", *columns])
-    lines += [line(row["case"], [f"{float(row[column]):.2f}" for column in columns]) for row in read]
-    return [*lines, line("mean", [f"{mean(read, column):.2f}" for column in columns])]
-
-
-def realism(read: list[Row]) -> list[str]:
-    """Area under the ROC curve of two classifiers for every fill."""
-    from sklearn.ensemble import RandomForestClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    models = {
-        "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)),
-        "random forest": RandomForestClassifier(100, min_samples_leaf=2, random_state=0),
-    }
-    by_fill = rows.grouped(read, "fill")
-    truth = by_fill.pop((fills.TRUTH,))
-    lines = heading(["AUC", *models, "patches"])
-    for (fill,), found in by_fill.items():
-        there = {(row["case"], row["patch"]) for row in found}
-        same = [row for row in truth if (row["case"], row["patch"]) in there]
-        cells = [f"{auc(same, found, model):.2f}" for model in models.values()]
-        lines.append(line(fill, [*cells, f"2 × {len(found)}"]))
-    return lines
+def probability(read: Sequence[Row], fill: str, column: str) -> str:
+    """Return p of 3D ``fast`` against a fill as text, or a dash if it was not measured."""
+    p, count = paired(read, OURS, fill, column)
+    return f"{p:.3f}" if count else "–"
 
 
 def heading(names: Sequence[str]) -> list[str]:
@@ -223,3 +249,17 @@ def heading(names: Sequence[str]) -> list[str]:
 def line(fill: str, cells: Sequence[str]) -> str:
     """Return a line of a table."""
     return f"| {NAMES.get(fill, fill)} | {' | '.join(cells)} |"
+
+
+TABLES: dict[str, Callable[[Path], list[str]]] = {
+    "evidence": summary,
+    "evidence-readme": readme,
+    "evidence-excess": excess,
+    "evidence-tests": tests,
+    "evidence-checks": checks,
+    "evidence-realism": realism,
+    "evidence-bias": bias,
+    "evidence-uncertainty": uncertainty,
+    "evidence-extraction": extraction,
+    "evidence-real": real,
+}

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from studies.downstream import segmentation
 from studies.downstream.fills import TRUTH, UNCERTAINTY, Subject
+from studies.downstream.regions import area
 
 NAMES = (UNCERTAINTY,)
 TENTH = 10  # per cent of the voxels
@@ -33,13 +34,3 @@ def measured(subject: Subject, fill: str) -> Iterator[dict[str, Any]]:
         "wrong_lowest_tenth": float(wrong[spread <= low].mean()),
         "wrong_highest_tenth": float(wrong[spread >= high].mean()),
     }
-
-
-def area(score: np.ndarray, positive: np.ndarray) -> float:
-    """Return the area under the ROC curve: the probability that a positive scores higher than a negative."""
-    count = np.count_nonzero(positive)
-    others = positive.size - count
-    if not count or not others:
-        return float("nan")
-    ranks = stats.rankdata(score)[positive].sum()
-    return float((ranks - count * (count + 1) / 2) / (count * others))

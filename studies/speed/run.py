@@ -4,6 +4,11 @@ usage: python -m studies.speed [--part ceilings passes peers cases] [--network p
            [--data-path VAL] [--report-path FOLDER] [--device auto] [--precision auto]
 
 Everything takes about 20 minutes on two cores. Writes speed.json, speed.md and roofline.png to --report-path.
+
+docs/validation/peers.csv: two cores of an AMD EPYC (Zen 4, AVX-512), torch 2.13.0, float32; networks of 113,672,066
+parameters with random weights. Without runtime.settle ours takes 0.75 of the eager reference's time (with it 0.67).
+docs/validation/speed.csv: bundled weights by one infer for all 16 cases on two cores with AVX2; the paper's by --part
+cases. Batches side by side of a narrow 2D network: 1.5 times as fast on two cores.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """2D and 3D convolutions; 3D float32 inference on a CPU uses faster, mathematically equivalent algorithms.
 
-Training, GPUs and lower precisions use PyTorch's implementation (speed: docs/benchmarks.md).
+Training, GPUs and lower precisions use PyTorch's implementation.
 
 Shapes: N windows, C and O channels in and out, V or X Y Z the axes of a window, P slices.
 """

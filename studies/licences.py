@@ -1,19 +1,15 @@
-"""List the licences of everything that runs with this software, with pip-licenses, at the end of docs/licences.md.
-
-usage: python -m tests.licences
-"""
+"""The licences of everything that runs with this software, read by pip-licenses."""
 
 import json
 import subprocess
 import sys
 from importlib.metadata import requires
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-PAGE = Path(__file__).parents[1] / "docs" / "licences.md"
-TABLE = "| package | version | licence | needed by |\n|---|---|---|---|\n"
+from studies import tables
+
 CORE, EXTRAS = ("",), ("", "cluster", "eval", "report", "train")  # the image has all but cluster
 CUDA = ("nvidia-", "cuda-", "triton")  # come with PyTorch's CUDA build only
 
@@ -38,12 +34,8 @@ def declared(names):
     return {canonicalize_name(one["Name"]): (one["Version"].partition("+")[0], one["License"]) for one in found}
 
 
-def page():
-    """Return the page with its table made again."""
+def table():
+    """Return the table of docs/licences.md as Markdown lines."""
     core, rows = runtime(CORE), sorted(declared(runtime(EXTRAS)).items())
-    lines = [f"| {name} | {' | '.join(told)} | {'core' if name in core else 'extras'} |\n" for name, told in rows]
-    return "".join([PAGE.read_text().partition(TABLE)[0], TABLE, *lines])
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())
+    body = [[name, *told, "core" if name in core else "extras"] for name, told in rows]
+    return tables.markdown(["package", "version", "licence", "needed by"], body)
