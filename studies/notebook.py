@@ -11,7 +11,7 @@ from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
-SECONDS = 900  # for one cell, on a busy machine
+SECONDS = 3600  # for one cell, on a busy machine
 
 
 def on_files(files, config):
