@@ -31,7 +31,7 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TYPED = Path(__file__).with_name("typed.py")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {path.stem: found for path in DOCUMENTS if (found := BLOCK.findall(path.read_text()))}
-OF_THE_SYSTEM = ("bash", "cat", "cp", "env", "find", "id", "ln", "mkdir", "mv", "rm", "sed", "tar", "which")
+OF_THE_SYSTEM = ("bash", "cat", "cp", "env", "find", "gzip", "id", "ln", "mkdir", "mv", "rm", "sed", "tar", "which")
 USAGE_ERROR = typer.BadParameter.__base__
 PARTS = ("docs", "mlcube", "studies", "tests", "workspace")
 SHAPE = (48, 48, 12)
