@@ -39,6 +39,8 @@ TABLES = {
     "scores-readme": lambda: tables.challenge_scores(of("validation/scores.csv")),
     "robustness": lambda: tables.robustness(of("validation/robustness.csv")),
     "presets": lambda: tables.presets(of("surface.csv")),
+    "discussion": lambda: tables.discussion(of("validation/discussion.csv")),
+    "sequence": lambda: tables.sequence(of("validation/sequence.csv")),
     "recipes": lambda: tables.recipes(of("recipes.csv")),
     "gpu-training": lambda: tables.gpu_training(json.loads((DOCS / "validation" / "gpu.json").read_text())["rows"]),
     "licences": licences.table,

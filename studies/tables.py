@@ -16,6 +16,7 @@ MODELS = {
 }
 SCORES = {"SSIM": ("ssim", ".3f"), "PSNR": ("psnr", ".2f"), "MSE": ("mse", ".4f")}
 CASES = 16  # of the validation set
+STEPS = ((0, 4), (5, 9), (10, 19), (20, 999))  # slices
 MORE = {"MAE": ("mae", ".3f"), "stripes": ("stripe_index", ".2f"), "boundary": ("boundary_contrast", ".2f")}
 
 
@@ -98,6 +99,38 @@ def recipes(read):
         by_seed = {row["seed"]: f"{float(row['psnr']):.2f}" for row in found}
         body.append([factor, variant, *(by_seed.get(seed, "–") for seed in ("0", "1"))])
     return markdown(["what", "variant", "seed 0", "seed 1"], body)
+
+
+def discussion(read):
+    """Scores and texture of the variants of the paper's discussion, means over the cases that all settings have."""
+    of = rows.grouped(read, "setting")
+    common = set.intersection(*({row["case"] for row in found} for found in of.values()))
+    columns = SCORES | {key: (key, ".2f") for key in ("sharpness", "stripes")}
+    body = []
+    for (setting,), found in of.items():
+        body.append([setting, *means([row for row in found if row["case"] in common], columns)])
+    truth = statistics.mean(float(row["stripes_truth"]) for row in of["small-2",] if row["case"] in common)
+    return markdown(
+        [f"{len(common)} cases", *columns], [*body, ["truth", *["–"] * len(SCORES), "1.00", f"{truth:.2f}"]]
+    )
+
+
+def sequence(read):
+    """Squared error in relation to that of single slices, by how many slices in a row were filled before."""
+    of = rows.grouped(read, "setting")
+    alone = {(row["case"], row["z"]): float(row["mse"]) for row in of["small-2",]}
+    body = []
+    for (setting,), found in of.items():
+        cells = []
+        for first, last in STEPS:
+            here = [row for row in found if first <= int(row["step"]) <= last and (row["case"], row["z"]) in alone]
+            base = sum(alone[row["case"], row["z"]] for row in here)
+            cells.append(f"{sum(float(row['mse']) for row in here) / base:.2f}" if here else "–")
+        if setting.startswith("sequential"):
+            body.append([setting, *cells])
+    return markdown(
+        ["filled before", *(f"{first}–{last}" for first, last in STEPS[:-1]), f"{STEPS[-1][0]} or more"], body
+    )
 
 
 def gpu_training(read):
