@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brats_inpainting import metrics, runtime
+from brats_inpainting import metrics, pictures, runtime
 from brats_inpainting.config import SamplingConfig
 from brats_inpainting.data import cases, volume
 from brats_inpainting.evaluate import read_volumes
@@ -48,10 +48,14 @@ def main():
     parser.add_argument("--folder", type=Path, default=Path("docs/validation"))
     parser.add_argument("--cases", type=int, default=16)
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--picture", type=Path, help="draw the first case with --settings, and do nothing else")
     args = parser.parse_args()
     runtime.settle()
     scores, sequence = args.folder / "discussion.csv", args.folder / "sequence.csv"
     found = sorted(cases.find(args.data_path), key=lambda case: case.id[::-1])  # the first mask of every subject first
+    if args.picture:
+        draw(found[0], args)
+        return
     for case in found[: args.cases]:
         for setting in args.settings:
             wanted = {"case": case.id, "setting": setting}
@@ -67,6 +71,17 @@ def load(setting, runs):
     path = name if name == "small-2" else runs / f"{name}.safetensors"
     loaded = Inpainter.load(path)
     return replace(loaded, sampling=SamplingConfig(**SAMPLE | how))
+
+
+def draw(case, args):
+    volumes, scan = read_volumes(case, {}), volume.prepare(cases.load(case))
+    views = {"voided": volumes.voided_XYZ}
+    for setting in args.settings:
+        inpainter = load(setting, args.runs)
+        (stack,) = Healthy.of(inpainter, volumes).fill([scan])
+        filled_XYZ = inpainter.finish(stack).volume_XYZ
+        views[setting] = np.where(volumes.healthy_XYZ, filled_XYZ, volumes.truth_XYZ)
+    pictures.three_planes(views | {"truth": volumes.truth_XYZ}, volumes.healthy_XYZ, args.picture, title=case.id)
 
 
 def measured(case, inpainter):

@@ -102,17 +102,13 @@ def recipes(read):
 
 
 def discussion(read):
-    """Scores and texture of the variants of the paper's discussion, means over the cases that all settings have."""
+    """Scores and texture of the variants of the paper's discussion, means over cases; settings that have all of them."""
     of = rows.grouped(read, "setting")
-    common = set.intersection(*({row["case"] for row in found} for found in of.values()))
+    single = of["small-2",]
     columns = SCORES | {key: (key, ".2f") for key in ("sharpness", "stripes")}
-    body = []
-    for (setting,), found in of.items():
-        body.append([setting, *means([row for row in found if row["case"] in common], columns)])
-    truth = statistics.mean(float(row["stripes_truth"]) for row in of["small-2",] if row["case"] in common)
-    return markdown(
-        [f"{len(common)} cases", *columns], [*body, ["truth", *["–"] * len(SCORES), "1.00", f"{truth:.2f}"]]
-    )
+    body = [[setting, *means(found, columns)] for (setting,), found in of.items() if len(found) == len(single)]
+    truth = ["truth", *["–"] * len(SCORES), "1.00", *means(single, {"stripes": ("stripes_truth", ".2f")})]
+    return markdown([f"{len(single)} cases", *columns], [*body, truth])
 
 
 def sequence(read):
