@@ -102,7 +102,7 @@ def recipes(read):
 
 
 def discussion(read):
-    """Scores and texture of the variants of the paper's discussion, means over cases; settings that have all of them."""
+    """Scores and texture of the variants of the paper's discussion, means over cases; settings with all cases."""
     of = rows.grouped(read, "setting")
     single = of["small-2",]
     columns = SCORES | {key: (key, ".2f") for key in ("sharpness", "stripes")}
