@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from studies.downstream import fills, network, real, realism, regions, tables
+from studies.downstream import extraction, fills, network, real, realism, regions, tables
 
-from .conftest import write_case
+from .conftest import ball, write_case
 
 DOCS = Path(__file__).parents[1] / "docs"
 RNG = np.random.default_rng(0)
@@ -124,6 +125,24 @@ def test_fills_are_made_once_and_read_again(tmp_path):
     written = path.stat().st_mtime_ns
     assert np.array_equal(subject.image("mean"), filled)
     assert path.stat().st_mtime_ns == written
+
+
+def test_brain_that_extraction_loses_is_measured_in_ml(tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "SIZES", (500,))
+    monkeypatch.setattr(extraction, "extracted", lambda head_XYZ: head_XYZ > 0)
+    brain = ball((24, 48, 48), (0.5, 0.5, 0.5), 0.4)
+    volumes = {"t1": 100 * brain, "brainmask": brain, "mask": ball(brain.shape, (0.5, 0.1, 0.5), 0.05)}
+    for name, volume in volumes.items():
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), np.diag([2, 1, 1, 1])), tmp_path / f"a-{name}.nii.gz")
+    (subject,) = extraction.subjects(tmp_path, tmp_path / "work")
+    assert subject.image("truth").shape == (47, 48, 48)
+    (row,) = extraction.measured(subject, "voided")
+    lesion, whole = (np.count_nonzero(a) / 1000 for a in (subject.mask(), subject.image("truth")))
+    assert lesion > 0.3
+    assert (row["missing"], row["added"], row["lesion"]) == (pytest.approx(lesion), 0, pytest.approx(lesion))
+    assert row["dice"] == pytest.approx(2 * (whole - lesion) / (2 * whole - lesion))
+    (row,) = extraction.measured(subject, "truth")
+    assert (row["missing"], row["added"], row["dice"]) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("page", ["evidence.md", "../README.md"])
