@@ -7,6 +7,8 @@ drawn, and ``{name}-mask.nii.gz``, which they avoid.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,7 @@ def extracted(head_XYZ: np.ndarray) -> np.ndarray:
     """Return the brain mask that BET finds, bool."""
     from brainextractor import BrainExtractor
 
-    found = BrainExtractor(nib.Nifti1Image(head_XYZ, np.diag([-1, -1, 1, 1])), bt=THRESHOLD)
-    found.run()
+    with redirect_stdout(StringIO()):  # it prints every iteration
+        found = BrainExtractor(nib.Nifti1Image(head_XYZ, np.diag([-1, -1, 1, 1])), bt=THRESHOLD)
+        found.run()
     return found.compute_mask() > 0

@@ -33,12 +33,12 @@ NAMES = {
 def summary(folder: Path) -> list[str]:
     """Dice coefficients of Atropos in the mask, and displacement differences of SyN, in mm."""
     segmented, registered = atropos(folder), syn(folder)
-    lines = heading(["lesion", "white matter", "grey matter", *PLACES, "subjects"])
+    lines = heading(["lesion", "white matter", "grey matter", *PLACES, "masks"])
     measured = {row["fill"] for row in registered}
     for fill in (fill for fill in SUMMARY if fill in measured):
         its, classes = (rows.matching(read, {"fill": fill}) for read in (registered, segmented))
         cells = [tissue(classes, "white"), tissue(classes, "grey"), *(shown(its, f"{r}_mean") for r in REGIONS)]
-        counts = dict.fromkeys([people(classes), people(its)] if classes else [people(its)])
+        counts = dict.fromkeys(str(len({row["case"] for row in found})) for found in (classes, its) if found)
         lines.append(line(fill, [*cells, " / ".join(counts)]))
     return lines
 
