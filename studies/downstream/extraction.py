@@ -22,7 +22,8 @@ from brats_inpainting.data.cases import Case
 from studies.downstream import regions
 from studies.downstream.fills import TRUTH, VOIDED, Subject
 
-NAMES = (VOIDED, "biharmonic", "2D fast", "3D fast")
+MIRRORED = "untouched, mirrored"  # shows the tool's scatter
+NAMES = (MIRRORED, VOIDED, "biharmonic", "2D fast", "3D fast")
 SIZES = (20_000, 40_000, 80_000)  # voxels of 1 mm, approximately; one lesion each
 ML = 1e-3  # of a voxel of 1 mm
 THRESHOLD = 0.6  # of BET; at its default, 0.5, the mask of the untouched head has the eyes
@@ -84,7 +85,9 @@ def brain(subject: Subject, fill: str) -> np.ndarray:
     path = subject.work / "BET" / fill.replace(" ", "-") / f"{subject.id}.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, extracted(subject.image(fill)))
+        step = -1 if fill == MIRRORED else 1
+        image_XYZ = subject.image(TRUTH if fill == MIRRORED else fill)
+        np.savez_compressed(path, extracted(np.ascontiguousarray(image_XYZ[::step]))[::step])
     with np.load(path) as file:
         return file["arr_0"]
 

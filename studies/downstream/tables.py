@@ -16,6 +16,7 @@ from studies.downstream.regions import REGIONS, area
 
 Row = dict[str, str]
 OURS, VOIDED, AGAIN, MASKED, LESION = "3D fast", "voided", "truth again", "cost-function masking", "lesion"
+MIRRORED = "untouched, mirrored"  # of brain extraction
 SUMMARY = (AGAIN, VOIDED, MASKED, "mean", "biharmonic", "mirror", "2D fast", OURS, "3D realistic")
 COMPARED = (VOIDED, MASKED, "biharmonic", "2D fast", OURS, "3D realistic")
 README = (VOIDED, MASKED, "biharmonic", "2D fast", OURS)
@@ -26,6 +27,7 @@ NAMES = {
     "2D fast": "2D `fast`",
     OURS: "**3D `fast`**",
     "3D realistic": "3D `realistic`",
+    MIRRORED: "*untouched, mirrored*",
     LESION: "not filled",
 }
 
@@ -142,10 +144,11 @@ def uncertainty(folder: Path) -> list[str]:
 def extraction(folder: Path) -> list[str]:
     """Dice coefficients of brain masks with those of the untouched heads, one column for each lesion."""
     read = rows.read(folder / "extraction.csv", {})
-    lines = heading(["brain mask, Dice", *dict.fromkeys(row["case"] for row in read), "mean"])
-    for (fill,), its in rows.grouped(read, "fill").items():
-        dice = [float(row["dice"]) for row in its]
-        lines.append(line(fill, [*(f"{value:.4f}" for value in dice), f"{np.mean(dice):.4f}"]))
+    lines = heading(["brain mask, Dice", *dict.fromkeys(f"{float(row['lesion']):.0f} ml" for row in read), "mean"])
+    for fill in (MIRRORED, *COMPARED):
+        dice = [float(row["dice"]) for row in rows.matching(read, {"fill": fill})]
+        if dice:
+            lines.append(line(fill, [*(f"{value:.3f}" for value in dice), f"{np.mean(dice):.3f}"]))
     return lines
 
 
