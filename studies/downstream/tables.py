@@ -156,12 +156,7 @@ def real(folder: Path) -> list[str]:
     """Two tables: lesions of multiple sclerosis against the patient's white matter, and gliomas."""
     read = rows.read(folder / "real.csv", {})
     sclerosis = {"mean": "intensity", "overlap": "overlap", "white in mask": "share of white"}
-    glioma = {
-        "shell_mean": "within 10 mm",
-        "elsewhere_mean": "elsewhere",
-        "asymmetry of grey": "asymmetry, grey",
-        "asymmetry of white": "white",
-    }
+    glioma = {"shell_mean": "within 10 mm", "asymmetry of white": "asymmetry"}
     return [*_lesions(read, sclerosis, "overlap"), "", *_lesions(read, glioma, "shell_mean")]
 
 
