@@ -33,16 +33,25 @@ NAMES = {
 
 
 def summary(folder: Path) -> list[str]:
-    """Dice coefficients of Atropos in the mask, and displacement differences of SyN, in mm."""
+    """Dice coefficients of Atropos in the mask, and displacement differences of SyN, in mm.
+
+    Fills that were measured on the first masks only come last, with 3D ``fast`` on the same masks.
+    """
     segmented, registered = atropos(folder), syn(folder)
+    counts = {fill: len(rows.matching(registered, {"fill": fill})) for fill in SUMMARY}
+    partial = [fill for fill in SUMMARY if 0 < counts[fill] < counts[OURS]]
     lines = heading(["lesion", "white matter", "grey matter", *PLACES, "masks"])
-    measured = {row["fill"] for row in registered}
-    for fill in (fill for fill in SUMMARY if fill in measured):
-        its, classes = (rows.matching(read, {"fill": fill}) for read in (registered, segmented))
-        cells = [tissue(classes, "white"), tissue(classes, "grey"), *(shown(its, f"{r}_mean") for r in REGIONS)]
-        counts = dict.fromkeys(str(len({row["case"] for row in found})) for found in (classes, its) if found)
-        lines.append(line(fill, [*cells, " / ".join(counts)]))
+    lines += [_summed(fill, segmented, registered) for fill in SUMMARY if counts[fill] and fill not in partial]
+    for fill in (*partial, OURS) if partial else ():
+        lines.append(_summed(fill, first(segmented), first(registered), suffix=", first masks"))
     return lines
+
+
+def _summed(fill: str, segmented: list[Row], registered: list[Row], *, suffix: str = "") -> str:
+    its, classes = (rows.matching(read, {"fill": fill}) for read in (registered, segmented))
+    cells = [tissue(classes, "white"), tissue(classes, "grey"), *(shown(its, f"{r}_mean") for r in REGIONS)]
+    counts = dict.fromkeys(str(len({row["case"] for row in found})) for found in (classes, its) if found)
+    return line(f"{NAMES.get(fill, fill)}{suffix}", [*cells, " / ".join(counts)])
 
 
 def readme(folder: Path) -> list[str]:
@@ -61,10 +70,10 @@ def excess(folder: Path) -> list[str]:
         "SyN, elsewhere, mm": (syn(folder), "elsewhere_mean", 1),
         "SyN, within 10 mm, mm": (syn(folder), "shell_mean", 1),
     }
-    lines = heading(["excess error", *(NAMES.get(name, name) for name in COMPARED), "3D `fast` / voided"])
+    lines = heading(["excess error", *(NAMES.get(name, name) for name in README), "3D `fast` / voided"])
     for measure, (read, column, sign) in measures.items():
         found = {}
-        for fill in COMPARED:
+        for fill in README:
             one, floor = common(read, fill, AGAIN)
             found[fill] = sign * (mean(one, column) - mean(floor, column)) if one else float("nan")
         cells = [f"{value:.3f}" if np.isfinite(value) else "–" for value in found.values()]
@@ -86,7 +95,7 @@ def tests(folder: Path) -> list[str]:
 def checks(folder: Path) -> list[str]:
     """The same measures by another tool, and at finer resolution beside the usual one, on the same masks."""
     fine, finer = rows.read(folder / "finer_segmentation.csv", {}), syn(folder, "finer_registration")
-    hmrf = rows.read(folder / "segmentation.csv", {"tool": "HMRF"})
+    hmrf = first(rows.read(folder / "segmentation.csv", {"tool": "HMRF"}))
     columns = ["HMRF, white", "HMRF, grey", "white, 1.5 mm", "white, 1 mm", "within 10 mm, usual", "finer"]
     lines = heading(["lesion", *columns])
     for fill in COMPARED:
@@ -181,6 +190,11 @@ def atropos(folder: Path) -> list[Row]:
 def syn(folder: Path, name: str = "registration") -> list[Row]:
     """Return the rows of the deformable stage of registration."""
     return rows.read(folder / f"{name}.csv", {"stage": "SyN"})
+
+
+def first(read: Sequence[Row]) -> list[Row]:
+    """Return the rows of the first mask of every subject."""
+    return [row for row in read if row["case"].endswith("-000")]
 
 
 def common(read: Sequence[Row], fill: str, other: str) -> tuple[list[Row], list[Row]]:
