@@ -3,13 +3,26 @@
 import re
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from studies.downstream import fills, network, real, realism, regions, tables
+from brats_inpainting.data.nifti import LPS
+from studies.downstream import (
+    bias,
+    extraction,
+    fills,
+    network,
+    real,
+    realism,
+    regions,
+    segmentation,
+    tables,
+    uncertainty,
+)
 
-from .conftest import write_case
+from .conftest import ball, brain, write_case
 
 DOCS = Path(__file__).parents[1] / "docs"
 RNG = np.random.default_rng(0)
@@ -124,6 +137,48 @@ def test_fills_are_made_once_and_read_again(tmp_path):
     written = path.stat().st_mtime_ns
     assert np.array_equal(subject.image("mean"), filled)
     assert path.stat().st_mtime_ns == written
+
+
+@pytest.fixture
+def subject(tmp_path):
+    folder = write_case(tmp_path / "cases", "BraTS-GLI-00001-000")
+    nib.save(nib.Nifti1Image(brain((64, 64, 12)), LPS), folder / "BraTS-GLI-00001-000-t1n.nii.gz")
+    return fills.subjects(tmp_path / "cases", tmp_path / "work")[0]
+
+
+def test_bias_fields_are_compared_up_to_a_factor_of_the_whole_brain(subject, monkeypatch):
+    mask = subject.mask()
+    monkeypatch.setattr(bias, "field", lambda _, fill: (0.5 + 0.01 * mask) * (fill == "mean"))
+    (row,) = bias.measured(subject, "mean")
+    assert (row["inside_mean"], row["shell_mean"], row["elsewhere_mean"]) == (pytest.approx(1), 0, 0)
+
+
+def test_the_standard_deviation_that_marks_all_wrong_classes_has_an_area_of_1(subject, monkeypatch):
+    bright = subject.image("truth") > 600
+    monkeypatch.setattr(fills.Subject, "spread", lambda _: bright * 1.0)
+    monkeypatch.setattr(segmentation, "classes", lambda _, fill, __: np.where(bright & (fill == "truth"), 3, 2))
+    (row,) = uncertainty.measured(subject, "uncertainty")
+    inside = subject.mask()
+    assert (row["auc"], row["wrong"]) == (1, pytest.approx(bright[inside].mean()))
+    assert (row["wrong_lowest_tenth"], row["wrong_highest_tenth"]) == (0, 1)
+
+
+def test_brain_that_extraction_loses_is_measured_in_ml(tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "SIZES", (500,))
+    monkeypatch.setattr(extraction, "extracted", lambda head_XYZ: head_XYZ > 0)
+    head = ball((24, 48, 48), (0.5, 0.5, 0.5), 0.4)
+    volumes = {"t1": 100 * head, "brainmask": head, "mask": ball(head.shape, (0.5, 0.1, 0.5), 0.05)}
+    for name, volume in volumes.items():
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), np.diag([2, 1, 1, 1])), tmp_path / f"a-{name}.nii.gz")
+    (subject,) = extraction.subjects(tmp_path, tmp_path / "work")
+    assert subject.image("truth").shape == (47, 48, 48)
+    (row,) = extraction.measured(subject, "voided")
+    lesion, whole = (np.count_nonzero(a) / 1000 for a in (subject.mask(), subject.image("truth")))
+    assert lesion > 0.3
+    assert (row["missing"], row["added"], row["lesion"]) == (pytest.approx(lesion), 0, pytest.approx(lesion))
+    assert row["dice"] == pytest.approx(2 * (whole - lesion) / (2 * whole - lesion))
+    (row,) = extraction.measured(subject, "truth")
+    assert (row["missing"], row["added"], row["dice"]) == (0, 0, 1)
 
 
 def test_the_page_of_evidence_is_short_and_has_its_tables():

@@ -16,6 +16,7 @@ from studies.downstream.regions import REGIONS, area
 
 Row = dict[str, str]
 OURS, VOIDED, AGAIN, MASKED, LESION = "3D fast", "voided", "truth again", "cost-function masking", "lesion"
+MIRRORED = "untouched, mirrored"  # of brain extraction
 SUMMARY = (AGAIN, VOIDED, MASKED, "mean", "biharmonic", "mirror", "2D fast", OURS, "3D realistic")
 COMPARED = (VOIDED, MASKED, "biharmonic", "2D fast", OURS, "3D realistic")
 README = (VOIDED, MASKED, "biharmonic", "2D fast", OURS)
@@ -26,21 +27,31 @@ NAMES = {
     "2D fast": "2D `fast`",
     OURS: "**3D `fast`**",
     "3D realistic": "3D `realistic`",
+    MIRRORED: "*untouched, mirrored*",
     LESION: "not filled",
 }
 
 
 def summary(folder: Path) -> list[str]:
-    """Dice coefficients of Atropos in the mask, and displacement differences of SyN, in mm."""
+    """Dice coefficients of Atropos in the mask, and displacement differences of SyN, in mm.
+
+    Fills that were measured on the first masks only come last, with 3D ``fast`` on the same masks.
+    """
     segmented, registered = atropos(folder), syn(folder)
-    lines = heading(["lesion", "white matter", "grey matter", *PLACES, "subjects"])
-    measured = {row["fill"] for row in registered}
-    for fill in (fill for fill in SUMMARY if fill in measured):
-        its, classes = (rows.matching(read, {"fill": fill}) for read in (registered, segmented))
-        cells = [tissue(classes, "white"), tissue(classes, "grey"), *(shown(its, f"{r}_mean") for r in REGIONS)]
-        counts = dict.fromkeys([people(classes), people(its)] if classes else [people(its)])
-        lines.append(line(fill, [*cells, " / ".join(counts)]))
+    counts = {fill: len(rows.matching(registered, {"fill": fill})) for fill in SUMMARY}
+    partial = [fill for fill in SUMMARY if 0 < counts[fill] < counts[OURS]]
+    lines = heading(["lesion", "white matter", "grey matter", *PLACES, "masks"])
+    lines += [_summed(fill, segmented, registered) for fill in SUMMARY if counts[fill] and fill not in partial]
+    for fill in (*partial, OURS) if partial else ():
+        lines.append(_summed(fill, first(segmented), first(registered), suffix=", first masks"))
     return lines
+
+
+def _summed(fill: str, segmented: list[Row], registered: list[Row], *, suffix: str = "") -> str:
+    its, classes = (rows.matching(read, {"fill": fill}) for read in (registered, segmented))
+    cells = [tissue(classes, "white"), tissue(classes, "grey"), *(shown(its, f"{r}_mean") for r in REGIONS)]
+    counts = dict.fromkeys(str(len({row["case"] for row in found})) for found in (classes, its) if found)
+    return line(f"{NAMES.get(fill, fill)}{suffix}", [*cells, " / ".join(counts)])
 
 
 def readme(folder: Path) -> list[str]:
@@ -59,10 +70,10 @@ def excess(folder: Path) -> list[str]:
         "SyN, elsewhere, mm": (syn(folder), "elsewhere_mean", 1),
         "SyN, within 10 mm, mm": (syn(folder), "shell_mean", 1),
     }
-    lines = heading(["excess error", *(NAMES.get(name, name) for name in COMPARED), "3D `fast` / voided"])
+    lines = heading(["excess error", *(NAMES.get(name, name) for name in README), "3D `fast` / voided"])
     for measure, (read, column, sign) in measures.items():
         found = {}
-        for fill in COMPARED:
+        for fill in README:
             one, floor = common(read, fill, AGAIN)
             found[fill] = sign * (mean(one, column) - mean(floor, column)) if one else float("nan")
         cells = [f"{value:.3f}" if np.isfinite(value) else "–" for value in found.values()]
@@ -82,18 +93,20 @@ def tests(folder: Path) -> list[str]:
 
 
 def checks(folder: Path) -> list[str]:
-    """The same measures by another tool, and at finer resolution beside the usual one, on the same masks."""
-    fine, finer = rows.read(folder / "finer_segmentation.csv", {}), syn(folder, "finer_registration")
-    hmrf = rows.read(folder / "segmentation.csv", {"tool": "HMRF"})
-    columns = ["HMRF, white", "HMRF, grey", "white, 1.5 mm", "white, 1 mm", "within 10 mm, usual", "finer"]
-    lines = heading(["lesion", *columns])
+    """Dice coefficients inside by another tool, and at 1 mm beside those of the same masks at 1.5 mm."""
+    hmrf = first(rows.read(folder / "segmentation.csv", {"tool": "HMRF"}))
+    fine = rows.read(folder / "finer_segmentation.csv", {"tool": "Atropos"})
+    ours = {row["case"] for row in rows.matching(fine, {"fill": OURS})}
+    lines = heading(
+        ["lesion", "HMRF, white", "grey", "Atropos, white, 1.5 mm", "1 mm", "grey, 1.5 mm", "1 mm", "cases"]
+    )
     for fill in COMPARED:
         cells = [tissue(rows.matching(hmrf, {"fill": fill}), name) for name in ("white", "grey")]
-        its = rows.matching(fine, {"fill": fill, "tool": "Atropos"})
-        cells += [tissue(same(atropos(folder), its), "white"), tissue(its, "white")]
-        its = rows.matching(finer, {"fill": fill})
-        cells += [shown(same(syn(folder), its), "shell_mean"), shown(its, "shell_mean")]
-        lines.append(line(fill, cells))
+        its = [row for row in rows.matching(fine, {"fill": fill}) if row["case"] in ours]
+        for name in ("white", "grey"):
+            cells += [tissue(same(atropos(folder), its), name), tissue(its, name)]
+        if set(cells) != {"–"}:
+            lines.append(line(fill, [*cells, people(its)]))
     return lines
 
 
@@ -142,10 +155,11 @@ def uncertainty(folder: Path) -> list[str]:
 def extraction(folder: Path) -> list[str]:
     """Dice coefficients of brain masks with those of the untouched heads, one column for each lesion."""
     read = rows.read(folder / "extraction.csv", {})
-    lines = heading(["brain mask, Dice", *dict.fromkeys(row["case"] for row in read), "mean"])
-    for (fill,), its in rows.grouped(read, "fill").items():
-        dice = [float(row["dice"]) for row in its]
-        lines.append(line(fill, [*(f"{value:.4f}" for value in dice), f"{np.mean(dice):.4f}"]))
+    lines = heading(["brain mask, Dice", *dict.fromkeys(f"{float(row['lesion']):.0f} ml" for row in read), "mean"])
+    for fill in (MIRRORED, *COMPARED):
+        dice = [float(row["dice"]) for row in rows.matching(read, {"fill": fill})]
+        if dice:
+            lines.append(line(fill, [*(f"{value:.3f}" for value in dice), f"{np.mean(dice):.3f}"]))
     return lines
 
 
@@ -153,12 +167,7 @@ def real(folder: Path) -> list[str]:
     """Two tables: lesions of multiple sclerosis against the patient's white matter, and gliomas."""
     read = rows.read(folder / "real.csv", {})
     sclerosis = {"mean": "intensity", "overlap": "overlap", "white in mask": "share of white"}
-    glioma = {
-        "shell_mean": "within 10 mm",
-        "elsewhere_mean": "elsewhere",
-        "asymmetry of grey": "asymmetry, grey",
-        "asymmetry of white": "white",
-    }
+    glioma = {"shell_mean": "within 10 mm", "asymmetry of white": "asymmetry"}
     return [*_lesions(read, sclerosis, "overlap"), "", *_lesions(read, glioma, "shell_mean")]
 
 
@@ -183,6 +192,11 @@ def atropos(folder: Path) -> list[Row]:
 def syn(folder: Path, name: str = "registration") -> list[Row]:
     """Return the rows of the deformable stage of registration."""
     return rows.read(folder / f"{name}.csv", {"stage": "SyN"})
+
+
+def first(read: Sequence[Row]) -> list[Row]:
+    """Return the rows of the first mask of every subject."""
+    return [row for row in read if row["case"].endswith("-000")]
 
 
 def common(read: Sequence[Row], fill: str, other: str) -> tuple[list[Row], list[Row]]:
