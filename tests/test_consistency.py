@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 
 from brats_inpainting.config import DiffusionConfig, TrainConfig
@@ -61,10 +62,16 @@ def test_a_consistency_model_is_the_identity_at_the_lowest_level():
     assert (np.diff(SCHEDULE.consistency_skip) < 0).all()
 
 
+def test_recipes_that_cannot_be_distilled_are_refused():
+    for wrong in ({"ssim": 0.1}, {"levels": 2000}):
+        with pytest.raises(ValueError, match="at most as many levels as steps"):
+            TrainConfig(unet=TINY, diffusion=MODEL, **wrong)
+
+
 def test_the_loss_vanishes_for_the_exact_function_as_the_levels_become_finer():
     coarse, fine = (float(distillation(levels)(consistent, batch()).mse_N.mean()) for levels in (18, 200))
     assert fine < min(coarse, 1e-5)
-    assert float(distillation(18)(gaussian, batch()).mse_N.mean()) > 1e-3  # of a network that is none
+    assert float(distillation(18)(gaussian, batch()).mse_N.mean()) > 1e-3  # of a network that is no consistency model
 
 
 def test_the_solver_follows_the_exact_flow_with_an_error_of_third_order_in_the_step():

@@ -1,5 +1,6 @@
 """Many cases in one run: reading, filling and writing beside one another, and none of them harms another."""
 
+import json
 import os
 import resource
 import subprocess
@@ -18,7 +19,7 @@ from brats_inpainting.data.nifti import LPS
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.fill import Options, fill_folder
 from brats_inpainting.layouts import CaseFolder
-from brats_inpainting.record import Record
+from brats_inpainting.record import ADDED, Record
 
 from .conftest import inpainter, with_plan, write_case
 
@@ -109,6 +110,7 @@ SAMPLING = {
     "spacing": "trailing",
     "samples": 2,
     "noise": "shared",
+    "order": "down",
     "smoothing": 0.5,
     "dilate": 1.0,
     "resample": False,
@@ -144,6 +146,20 @@ def test_a_fill_is_not_resumed_with_another(name, tmp_path):
         fill_folder(again, layout, tmp_path / "out", options=options, existing="resume", quiet=True)
     run_of(tmp_path, inpainter(), existing="resume")
     assert output.stat().st_size == 0  # kept
+
+
+def test_a_run_of_a_version_with_fewer_settings_is_resumed(tmp_path):
+    write_case(tmp_path / "data", "a")
+    run_of(tmp_path, inpainter())
+    path = tmp_path / "report" / "run.json"
+    stored = json.loads(path.read_text())
+    for name, settings in ADDED.items():
+        for added in settings:
+            del stored["settings"][name][added]
+    path.write_text(json.dumps(stored))
+    run_of(tmp_path, inpainter(), existing="resume")
+    with pytest.raises(ConfigError, match="made with another sampling"):
+        run_of(tmp_path, inpainter(order="down"), existing="resume")
 
 
 @pytest.mark.parametrize("name", ["batch_size", "most_voxels", "threads"])

@@ -27,7 +27,7 @@ PREVIOUS = DiffusionConfig(prediction="x0", window=32, context="previous")
 
 
 class Halving(torch.nn.Module):
-    """A network whose estimate is half the previous slice, and that remembers what it saw."""
+    """A network whose estimate is half the previous slice plus 0.1, and that remembers what it saw."""
 
     config = FOUR
 
@@ -36,8 +36,8 @@ class Halving(torch.nn.Module):
         self.seen = []
 
     def forward(self, x_NCV, _t_N):
-        self.seen.append(x_NCV[:, 3].clone())
-        return x_NCV[:, 3:] / 2
+        self.seen.append(x_NCV.clone())
+        return x_NCV[:, 3:] / 2 + 0.1
 
 
 def sequential(network, **sampling):
@@ -52,7 +52,7 @@ def sequential(network, **sampling):
     [
         ("up", 2, {3: 1, 4: 2, 5: 3, 6: 4}),
         ("down", 7, {6: 1, 5: 2, 4: 3, 3: 4}),
-        ("outward", None, dict.fromkeys((3, 4, 5, 6))),  # the first one's previous slice is still voided
+        ("outward", None, {5: 1, 6: 2, 4: 2, 3: 3}),  # the first one's previous slice is still voided
     ],
 )
 def test_every_slice_is_filled_from_the_one_before_it(order, start, factors, samples):
@@ -65,7 +65,9 @@ def test_every_slice_is_filled_from_the_one_before_it(order, start, factors, sam
     pairs = [(task.window.place[0], task.previous) for tasks in stack.sequence(order) for task in tasks[:1]]
     assert pairs == way.get(order, [(5, 4), (6, 5), (4, 5), (3, 4)])
     for z, halvings in factors.items():
-        expected = np.zeros_like(scan.image_SHW[z]) if start is None else scan.image_SHW[start] / 2**halvings
+        expected = np.zeros_like(scan.image_SHW[z]) if start is None else scan.image_SHW[start]
+        for _ in range(halvings):
+            expected = expected / 2 + 0.1
         inside = scan.mask_SHW[z]
         assert np.abs(stack.mean_SHW[z] - expected)[inside].max() < 1e-6  # float32
 
@@ -77,7 +79,7 @@ def test_the_known_part_of_the_previous_slice_is_the_scans():
     (_, rows, columns), *_ = (window.place for window in stack.windows)
     z = int(np.flatnonzero(scan.mask_SHW.any(axis=(1, 2)))[1])
     known = ~scan.mask_SHW[z - 1][rows, columns]
-    assert np.array_equal(network.seen[1][0].numpy()[known], scan.image_SHW[z - 1][rows, columns][known])
+    assert np.array_equal(network.seen[1][0, 3].numpy()[known], scan.image_SHW[z - 1][rows, columns][known])
 
 
 def test_images_are_scaled_to_the_range_of_the_network_and_the_mask_is_not():
@@ -85,7 +87,8 @@ def test_images_are_scaled_to_the_range_of_the_network_and_the_mask_is_not():
     loaded = weights(network, prediction="x0", window=32, context="previous", image_range=(-1, 1))
     how = SamplingConfig(sampler="ddim", steps=1, smoothing=0)
     list(Inpainter(loaded, how, Plan(torch.device("cpu"))).fill([scan_of(0, "a")]))
-    assert min(float(seen.min()) for seen in network.seen) == -1
+    assert min(float(seen[:, 3].min()) for seen in network.seen) == -1
+    assert {float(value) for seen in network.seen for value in seen[:, 1].unique()} == {0, 1}
 
 
 def test_samples_follow_their_own_slices_and_the_seed_decides():
@@ -162,7 +165,7 @@ def test_weights_without_the_channel_continue_with_one_that_starts_at_zero(tmp_p
     network = UNet(TINY)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    path, without = tmp_path / "three.safetensors", DiffusionConfig(prediction="x0", window=32)
+    path, without = tmp_path / "three.safetensors", DiffusionConfig(prediction="x0", window=48)
     checkpoint.save(path, network.state_dict(), unet=TINY, diffusion=without, ema=True, notes={})
     recipe = TrainConfig(unet=FOUR, diffusion=PREVIOUS)
     state = State.start(recipe, fold=0, data="", initial=path)
@@ -178,6 +181,9 @@ def test_the_previous_slice_is_one_more_channel_of_slice_wise_networks():
     with pytest.raises(ValueError, match="in_channels is 3"):
         TrainConfig(unet=TINY, diffusion=PREVIOUS)
     three = {"dims": 3, "in_channels": 4}
-    with pytest.raises(ValueError, match="slice-wise"):
-        TrainConfig(unet=three, diffusion=PREVIOUS)
+    for wrong in ({"unet": three}, {"unet": FOUR, "diffusion": PREVIOUS.model_copy(update={"consistency": True})}):
+        with pytest.raises(ValueError, match="slice-wise"):
+            TrainConfig(**{"diffusion": PREVIOUS} | wrong)
+    with pytest.raises(ValueError, match=r"needs context: previous"):
+        TrainConfig(augmentation={"previous": 0.1})
     assert Augmentation().previous == 0

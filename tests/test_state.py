@@ -129,6 +129,7 @@ OTHER = {
     "weighting": "region",
     "weight_outside": 0.5,
     "ssim": 0.1,
+    "levels": 9,
     "precision": "bf16",
     "checkpointing": True,
     "compile": True,

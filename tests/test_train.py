@@ -642,5 +642,7 @@ def test_the_recipes_of_the_papers_discussion_train_and_fill(name, run, tmp_path
     checkpoint.save(first, UNet(three).state_dict(), unet=three, diffusion=without, ema=True, notes={})
     path = run("recipe", recipe, initial_weights=first)
     shape = (64, 64, 12)
-    filled = Inpainter.load(path, **whole.validation.model_dump()).inpaint(brain(shape), lesion(shape))
+    machine = Inpainter.load(path)
+    assert (machine.sampling.sampler, machine.sampling.steps) == (whole.validation.sampler, whole.validation.steps)
+    filled = machine.inpaint(brain(shape), lesion(shape))
     assert np.isfinite(filled.image).all()

@@ -62,10 +62,9 @@ def sample(
     unet, (low, high) = weights.network.config, weights.diffusion.image_range
     if unet.dims == 3 and plan.device.type == "cpu" and memory.too_little_for(unet, prod(tasks[0].window.shape)):
         return_memory()
-    scaled_NCV = _padded([torch.from_numpy(task.condition_CV(position=unet.position)) for task in tasks], plan)
+    condition_NCV = _padded([torch.from_numpy(task.condition_CV(position=unet.position)) for task in tasks], plan)
     images = [0, -1] if weights.diffusion.context == "previous" else [0]  # the other channels have ranges of their own
-    condition_NCV = scaled_NCV.clone()
-    condition_NCV[:, images] = low + (high - low) * scaled_NCV[:, images]
+    condition_NCV[:, images] = low + (high - low) * condition_NCV[:, images]
     schedule = Schedule.of(weights.diffusion)
 
     def draw(step: int) -> Tensor:

@@ -307,9 +307,18 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _variants_fit(self) -> Self:
+        previous, consistency = self.diffusion.context == "previous", self.diffusion.consistency
+        if previous and (self.unet.dims == 3 or consistency):
+            raise ValueError("context: previous is for slice-wise diffusion models, dims: 2 and consistency: false")
+        if self.augmentation.previous and not previous:
+            raise ValueError("augmentation.previous needs context: previous")
+        if consistency and (self.ssim or self.levels > self.diffusion.steps):
+            raise ValueError("a consistency model needs ssim: 0, and at most as many levels as steps")
+        return self
+
+    @model_validator(mode="after")
     def _channels_fit(self) -> Self:
-        if self.diffusion.context == "previous" and self.unet.dims == 3:
-            raise ValueError("context: previous is for slice-wise networks, dims: 2")
         channels = input_channels(self.unet, self.diffusion)
         if self.unet.in_channels != channels:
             raise ValueError(

@@ -33,7 +33,7 @@ def objective(state: State, teacher: Path | None, device: torch.device) -> Objec
     """Return the loss of a recipe: distillation for a consistency model, else the diffusion loss.
 
     Args:
-        state: of the run; its last moving average is the target.
+        state: of the run, opened but not resumed yet; its last moving average is the target.
         teacher: weights of a diffusion model; the run's initial weights, also when it is resumed.
         device: of the networks.
 
@@ -47,8 +47,8 @@ def objective(state: State, teacher: Path | None, device: torch.device) -> Objec
     if not teacher:
         raise ConfigError("a consistency model is distilled from a diffusion model\n  Give it with --initial-weights.")
     loaded = checkpoint.load(teacher)
-    if loaded.sha256 != state.origin:
-        raise ConfigError(f"{teacher}: the run was started from SHA-256 {state.origin}\n  Resume with that file.")
+    if loaded.sha256 != (first := state.stored.get("origin", state.origin)):
+        raise ConfigError(f"{teacher}: the run was started from SHA-256 {first}\n  Resume with that file.")
     network = loaded.network.to(device, memory_format=MEMORY_FORMAT[config.unet.dims])  # type: ignore[call-overload]
     network.requires_grad_(requires_grad=False)
     return Distillation(network, state.averages[-1], schedule, config)
@@ -81,8 +81,8 @@ class Distillation:
             target_N1V = self._x0(self.target, x_lower_N1V, lower_N, condition_NCV, consistent=True)
         x0_N1V = self._x0(network, x_N1V, t_N, condition_NCV, consistent=True)
         mse_N = per_window(weights(batch.mask_N1V, self.config) * (x0_N1V - target_N1V).square())
-        nothing_N = torch.zeros_like(mse_N)
-        return Terms(mse_N, nothing_N, nothing_N)
+        zeros_N = torch.zeros_like(mse_N)
+        return Terms(mse_N, zeros_N, zeros_N)
 
     def _solve(self, x_N1V: Tensor, t_N: Tensor, lower_N: Tensor, condition_NCV: Tensor) -> Tensor:
         """Return x at the lower level: a step of Heun's method, as in ``samplers.heun``."""

@@ -75,7 +75,8 @@ class Inpainter:
         Args:
             weights: a ``.safetensors`` or ``.pt`` file, or the name of bundled weights (``config.BUNDLED``); the
                 preset's bundled weights if not given.
-            preset: a name in ``config.PRESETS``; weights that predict noise take 25 steps at least.
+            preset: a name in ``config.PRESETS``; weights that predict noise take 25 steps at least, consistency models
+                one pass of their own sampler.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
             fallback: ``cpu`` replaces a GPU that cannot be used, with a warning; an error if not given.
             batch_size: windows per network pass; chosen by the device if not given.
@@ -97,6 +98,7 @@ class Inpainter:
         unet = loaded.network.config
         sampling = config.sampling(preset, unet.dims, **overrides)
         sampling = checkpoint.with_enough_steps(sampling, loaded, asked="steps" in overrides)
+        sampling = checkpoint.for_consistency(sampling, loaded, asked=overrides)
         if where.type == "cpu":
             memory.refuse_too_little(unet, FRAME if sampling.replace == "slices" else loaded.diffusion.window)
         plan = Plan.make(unet, where, batch_size=batch_size, at_most=at_most, precision=precision, replay=replay)

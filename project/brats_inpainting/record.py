@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 NAME = "run.json"
 PACKAGES = ("brats-inpainting", "torch", "numpy", "nibabel", "scipy")
 SHARE = 20  # the record grows with the run: writing it takes a twentieth of the time at most
+ADDED = {  # settings that older records lack, with the values that they meant
+    "sampling": {"resample": True, "order": "up"},
+    "diffusion": {"context": "none", "consistency": False},
+}
 LAST_BITS = ("device", "batch_size", "most_voxels", "threads")  # facts that change no more than these
 
 
@@ -95,9 +99,10 @@ class Record:
             self.cases = {case.id: {"output": target.name, **unknown} for target, case in existing.items()}
             return set(existing)
         stored = _read(path)
-        before = {"precision": "fp32"} | stored["settings"]  # older records have none of these
-        if "sampling" in before:
-            before["sampling"] = {"resample": True} | before["sampling"]
+        before = {"precision": "fp32"} | stored["settings"]
+        for name, added in ADDED.items():
+            if name in before:
+                before[name] = added | before[name]
         names = dict.fromkeys([*self.settings, *stored["settings"]])
         if differing := [name for name in names if before.get(name) != self.settings.get(name)]:
             raise ConfigError(

@@ -195,7 +195,7 @@ def _initial(loaded: Weights, config: TrainConfig) -> dict[str, Tensor]:
     """Return the parameters that a run starts from.
 
     The weights may be of another training window, and lack the channel of the previous slice, which is the last and
-    starts at 0; those of a consistency model are a diffusion model's.
+    starts at 0. A consistency model starts from a diffusion model.
 
     Raises:
         ConfigError: when the weights have another network or diffusion than the recipe.

@@ -82,6 +82,7 @@ def train(
     stop = _Stop(minutes)
     with accelerator.main_process_first():
         state.open(output_path, resume=resume)
+        objective = consistency.objective(state, initial_weights, accelerator.device)
         training, validating = _split(files, held[fold], validation_path)
         scans = cache.prepare(training, cache_path or output_path / "cache")
     network, optimiser = accelerator.prepare(
@@ -93,7 +94,7 @@ def train(
         folds.write(held, output_path / "folds.json", seed=config.seed)
         callbacks = _Callbacks.of(state, validating, accelerator.scaler)
 
-    objective, losses = consistency.objective(state, initial_weights, accelerator.device), _Losses(scans, config)
+    losses = _Losses(scans, config)
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = dataset.batches(scans, config, epoch=state.epoch, batch=state.batch, rank=rank, world=world)
     stop.listen()

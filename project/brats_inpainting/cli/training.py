@@ -23,7 +23,7 @@ def train(
         Path | None, folder("validation-path", "Complete cases for validation, instead of held-out subjects.")
     ] = None,
     initial_weights: Annotated[
-        Path | None, option("initial-weights", "Start from this .safetensors instead of random weights.")
+        Path | None, option("initial-weights", "Start from this .safetensors; the teacher of a consistency model.")
     ] = None,
     resume: Annotated[
         bool, option("resume", "Continue an earlier run.", envvar="BRATS_INPAINTING_TRAIN_RESUME")

@@ -145,7 +145,7 @@ class Stack:
                 yield [Task(self, window, sample, previous) for window in alike for sample in range(self.samples)]
 
     def partial_HW(self, sample: int, z: int) -> np.ndarray:
-        """Return a slice as far as this sample has filled it; 0 beyond the frame."""
+        """Return a slice of an unfinished sample, clipped to [0, 1]: voided if not filled yet, 0 beyond the frame."""
         scan = self.scan
         if not 0 <= z < len(scan.image_SHW):
             return np.zeros_like(scan.image_SHW[0])
@@ -253,7 +253,7 @@ def of_scan(scan: Scan, windowing: Windowing) -> list[Window]:
 
 
 def _sequence(slices: list[int], order: str) -> Iterator[tuple[int, int]]:
-    """Yield the slices in one of ``config.ORDERS``, each with the previous slice of the frame on that way."""
+    """Yield the slices in one of ``config.ORDERS``, each with the slice before it in that direction."""
     middle = {"up": 0, "down": len(slices), "outward": len(slices) // 2}[order]
     yield from ((z, z - 1) for z in slices[middle:])
     yield from ((z, z + 1) for z in reversed(slices[:middle]))

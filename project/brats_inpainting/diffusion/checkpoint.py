@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,6 +152,14 @@ def with_enough_steps(sampling: SamplingConfig, weights: Weights, *, asked: bool
     return sampling.model_copy(update={"steps": enough})
 
 
+def for_consistency(sampling: SamplingConfig, weights: Weights, *, asked: Collection[str]) -> SamplingConfig:
+    """Return the sampling, with one pass of a consistency model's sampler unless others were ``asked`` for."""
+    if not weights.diffusion.consistency:
+        return sampling
+    changes = {"sampler": "consistency", "steps": 1}
+    return sampling.model_copy(update={name: value for name, value in changes.items() if name not in asked})
+
+
 def check_steps(sampling: SamplingConfig, weights: Weights) -> None:
     """Check that sampling takes no more steps than the weights were trained with.
 
@@ -171,6 +179,7 @@ def check_compatible(loaded: Weights) -> None:
     unet, window = loaded.network.config, loaded.diffusion.window
     channels = input_channels(unet, loaded.diffusion)
     fits = window % unet.stride == 0 and FRAME_MULTIPLE % unet.stride == 0
+    fits = fits and (unet.dims == 2 or loaded.diffusion.context == "none")
     if unet.in_channels != channels or not fits:
         more = ", three positions" * unet.position + ", previous slice" * (loaded.diffusion.context == "previous")
         raise CheckpointError(

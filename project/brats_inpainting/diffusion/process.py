@@ -19,7 +19,7 @@ from torch import Tensor
 from brats_inpainting.config import DiffusionConfig, Spacing
 
 Network = Callable[[Tensor, Tensor], Tensor]
-SKIP = 0.05  # noise level at which half of x̂_0 is x_t; so low that a trained denoiser stays what it is elsewhere
+SKIP = 0.05  # noise level at which half of x̂_0 is x_t; low, so that a diffusion model is a good start
 
 
 @dataclass(frozen=True, eq=False)
