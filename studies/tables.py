@@ -102,12 +102,14 @@ def recipes(read):
 
 
 def discussion(read):
-    """Scores and texture of the variants of the paper's discussion, means over cases; settings with all cases."""
+    """Scores and texture of the variants of the paper's discussion, means over the cases, which all settings have."""
     of = rows.grouped(read, "setting")
     single = of["small-2",]
-    columns = SCORES | {key: (key, ".2f") for key in ("sharpness", "stripes")}
-    body = [[setting, *means(found, columns)] for (setting,), found in of.items() if len(found) == len(single)]
-    truth = ["truth", *["–"] * len(SCORES), "1.00", *means(single, {"stripes": ("stripes_truth", ".2f")})]
+    if {len(found) for found in of.values()} != {len(single)}:
+        raise ValueError("discussion.csv: settings have different cases; complete it with studies.discussion")
+    columns = SCORES | {key: (key, ".2f") for key in ("sharpness", "stripes")} | {"seconds": ("seconds", ".0f")}
+    body = [[setting, *means(found, columns)] for (setting,), found in of.items()]
+    truth = ["truth", *["–"] * len(SCORES), "1.00", *means(single, {"stripes": ("stripes_truth", ".2f")}), "–"]
     return markdown([f"{len(single)} cases", *columns], [*body, truth])
 
 
