@@ -134,3 +134,17 @@ def test_the_bundled_recipe_is_that_of_the_weights_last_run():
     recipe = read_recipe(ROOT / "workspace" / "parameters" / "small.yaml").model_dump(mode="json")
     told = {"max_steps", "validate_every", "compile", "ema"}  # in the card
     assert {key for key in notes if recipe[key] != trained[key]} == told
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_is_read_in_a_few_minutes(page):
+    words = len(figures.REGION.sub("", page.read_text()).split())
+    assert words <= 800
+    assert page.stem != "README" or len(page.read_text().splitlines()) <= 120
+
+
+def test_variants_with_different_cases_are_not_compared():
+    read = figures.of("validation/discussion.csv")
+    assert len(tables.discussion(read)) == len({row["setting"] for row in read}) + 3
+    with pytest.raises(ValueError, match="different cases"):
+        tables.discussion(read[1:])

@@ -110,6 +110,18 @@ def checks(folder: Path) -> list[str]:
     return lines
 
 
+def finer(folder: Path) -> list[str]:
+    """Displacement differences of SyN, beside those after ten more iterations at full resolution."""
+    fine = syn(folder, "finer_registration")
+    lines = heading(["mm", *(f"{place}{how}" for place in PLACES[:2] for how in ("", ", finer")), "cases"])
+    for fill in (AGAIN, *COMPARED):
+        if its := rows.matching(fine, {"fill": fill}):
+            both = same(syn(folder), its), its
+            cells = [shown(found, f"{region}_mean") for region in ("inside", "shell") for found in both]
+            lines.append(line(fill, [*cells, people(its)]))
+    return lines
+
+
 def realism(folder: Path) -> list[str]:
     """Area under the ROC curve of every classifier of real and filled patches."""
     read = rows.read(folder / "realism.csv", {})
@@ -271,6 +283,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "evidence-excess": excess,
     "evidence-tests": tests,
     "evidence-checks": checks,
+    "evidence-finer": finer,
     "evidence-realism": realism,
     "evidence-bias": bias,
     "evidence-uncertainty": uncertainty,
