@@ -17,15 +17,17 @@ from pathlib import Path
 IMPORTED = ("cli", "cluster", "evaluate", "fill", "inpainter", "report", "train")
 BUNDLED = ("volume-2", "small-2")
 ELSEWHERE = "--cluster"  # starts workers or needs some: tests/test_cluster.py
+SMOKE = "workspace/parameters/smoke.yaml"
 PAPERS_STEP, SMOKE_STEP = "2850000", "000004"  # the length of the paper's run, and that of smoke.yaml
 
 
 def quick(argv):
-    """Return a command of brats-inpainting with tiny weights instead of bundled ones, and two steps."""
+    """Return a command of brats-inpainting with tiny weights instead of bundled ones, and two steps; one in training."""
     argv = [os.environ["TINY"] if arg in BUNDLED else arg.replace(PAPERS_STEP, SMOKE_STEP) for arg in argv]
     fills = argv[0] == "infer" or "participant" in argv
     default = {"--weights": os.environ["TINY"]} if fills or argv[0] == "benchmark" else {}
     default |= {"--steps": "2"} if fills else {}
+    default |= {"--minutes": "0.001"} if argv[0] == "train" and SMOKE not in argv else {}
     default |= {"--data-path": "cases", "--preset": "fast"} if argv[0] == "benchmark" else {}
     return argv + [word for name, value in default.items() if name not in argv for word in (name, value)]
 
