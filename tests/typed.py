@@ -16,18 +16,17 @@ from pathlib import Path
 
 IMPORTED = ("cli", "cluster", "evaluate", "fill", "inpainter", "report", "train")
 BUNDLED = ("volume-2", "small-2")
-ELSEWHERE = "--cluster"  # starts workers or needs some: tests/test_cluster.py
-SMOKE = "workspace/parameters/smoke.yaml"
+# run by tests/test_cluster.py and tests/test_train.py: starts workers or needs some; trains for long
+ELSEWHERE = {"--cluster", "workspace/parameters/consistency.yaml"}
 PAPERS_STEP, SMOKE_STEP = "2850000", "000004"  # the length of the paper's run, and that of smoke.yaml
 
 
 def quick(argv):
-    """Return a command of brats-inpainting with tiny weights instead of bundled ones, and two steps; one in training."""
+    """Return a command of brats-inpainting with tiny weights instead of bundled ones, and two steps."""
     argv = [os.environ["TINY"] if arg in BUNDLED else arg.replace(PAPERS_STEP, SMOKE_STEP) for arg in argv]
     fills = argv[0] == "infer" or "participant" in argv
     default = {"--weights": os.environ["TINY"]} if fills or argv[0] == "benchmark" else {}
     default |= {"--steps": "2"} if fills else {}
-    default |= {"--minutes": "0.001"} if argv[0] == "train" and SMOKE not in argv else {}
     default |= {"--data-path": "cases", "--preset": "fast"} if argv[0] == "benchmark" else {}
     return argv + [word for name, value in default.items() if name not in argv for word in (name, value)]
 
@@ -76,7 +75,7 @@ def main(program, *argv):
     program = Path(program).name
     with Path(os.environ["NOTES"]).open("a") as file:
         file.write(json.dumps([program, argv]) + "\n")
-    if program != "brats-inpainting" or ELSEWHERE in argv:
+    if program != "brats-inpainting" or ELSEWHERE & {*argv}:
         return 0
     request = {"argv": quick([*argv]), "folder": str(Path.cwd()), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX) as server:
