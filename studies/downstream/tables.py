@@ -40,7 +40,7 @@ def summary(folder: Path) -> list[str]:
     segmented, registered = atropos(folder), syn(folder)
     counts = {fill: len(rows.matching(registered, {"fill": fill})) for fill in SUMMARY}
     partial = [fill for fill in SUMMARY if 0 < counts[fill] < counts[OURS]]
-    lines = heading(["lesion", "white matter", "grey matter", *PLACES, "masks"])
+    lines = heading(["method", "white, Dice", "grey, Dice", *(f"{place}, mm" for place in PLACES), "masks"])
     lines += [_summed(fill, segmented, registered) for fill in SUMMARY if counts[fill] and fill not in partial]
     for fill in (*partial, OURS) if partial else ():
         lines.append(_summed(fill, first(segmented), first(registered), suffix=", first masks"))
@@ -56,7 +56,7 @@ def _summed(fill: str, segmented: list[Row], registered: list[Row], *, suffix: s
 
 def readme(folder: Path) -> list[str]:
     """The columns and rows of ``summary`` by which a reader of the README decides."""
-    lines = heading(["lesion", "white matter, Dice", "inside, mm", "within 10 mm, mm"])
+    lines = heading(["method", "white matter, Dice", "error inside, mm", "within 10 mm, mm"])
     for fill in README:
         its, classes = (rows.matching(read, {"fill": fill}) for read in (syn(folder), atropos(folder)))
         lines.append(line(fill, [tissue(classes, "white"), shown(its, "inside_mean"), shown(its, "shell_mean")]))
@@ -98,7 +98,7 @@ def checks(folder: Path) -> list[str]:
     fine = rows.read(folder / "finer_segmentation.csv", {"tool": "Atropos"})
     ours = {row["case"] for row in rows.matching(fine, {"fill": OURS})}
     lines = heading(
-        ["lesion", "HMRF, white", "grey", "Atropos, white, 1.5 mm", "1 mm", "grey, 1.5 mm", "1 mm", "cases"]
+        ["method", "HMRF, white", "grey", "Atropos, white, 1.5 mm", "1 mm", "grey, 1.5 mm", "1 mm", "cases"]
     )
     for fill in COMPARED:
         cells = [tissue(rows.matching(hmrf, {"fill": fill}), name) for name in ("white", "grey")]
@@ -189,7 +189,7 @@ def _lesions(read: list[Row], measures: dict[str, str], needed: str) -> list[str
     cases = [*dict.fromkeys(row["case"] for row in found)]
     names = [name if number else f"{case}: {name}" for case in cases for number, name in enumerate(measures.values())]
     values = {(row["case"], row["fill"], row["measure"]): f"{float(row['value']):.2f}" for row in read}
-    lines = heading(["lesion", *names])
+    lines = heading(["method", *names])
     for fill in (LESION, *COMPARED):
         if any(row["fill"] == fill for row in found):
             lines.append(line(fill, [values.get((case, fill, m), "–") for case in cases for m in measures]))
