@@ -10,9 +10,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
-from brats_inpainting import cli
+from brats_inpainting import cli, report
 from brats_inpainting.data import cases
+from brats_inpainting.data.cases import Case
+from brats_inpainting.evaluate import read_volumes
 
 from .conftest import LPS, brain, lesion, write_case
 
@@ -322,3 +325,14 @@ def test_a_picture_for_a_paper_has_a_row_per_slice(folders, tmp_path):
     assert run("picture", *places, "--case", "nobody") == 2
     assert run("picture", *places[:4], "--case", IDS[0], "--output", tmp_path / "p.jpeg") == 2
     assert run("picture", *places, "--case", IDS[0], "--plane", "axial", "--slice", 99) == 2
+
+
+def test_pictures_of_thick_slices_have_their_shape_in_mm(tmp_path):
+    affine = LPS @ np.diag([1, 1, 5, 1])
+    for name, volume in (("T1", brain(SHAPE)), ("filled", brain(SHAPE)), ("mask", lesion(SHAPE).astype(np.uint8))):
+        nib.save(nib.Nifti1Image(volume, affine), tmp_path / f"{name}.nii.gz")
+    case = Case("a", tmp_path / "T1.nii.gz", tmp_path / "mask.nii.gz")
+    volumes = read_volumes(case, {"ours": tmp_path / "filled.nii.gz"}, truth_needed=False)
+    ratios = {name: report._plane(volumes, name).ratio for name in ("axial", "coronal", "sagittal")}
+    x, y, z = (side.stop - side.start for side in ndimage.find_objects((brain(SHAPE) > 0).astype(int))[0])
+    assert ratios == pytest.approx({"axial": x / y, "coronal": x / (5 * z), "sagittal": y / (5 * z)})

@@ -52,8 +52,9 @@ class ScoreRow:
 class CaseVolumes:
     """All volumes of one case, X × Y × Z in LPS, in the scan's own intensities.
 
-    ``fills`` maps each model to its filled scan. ``facts`` is the entry of the first one in infer's ``run.json``;
-    ``std_XYZ`` is the standard deviation of its samples, read only for a single model.
+    ``sides_XYZ`` are the voxels' in mm. ``fills`` maps each model to its filled scan. ``facts`` is the entry of the
+    first one in infer's ``run.json``; ``std_XYZ`` is the standard deviation of its samples, read only for a single
+    model.
     """
 
     id: str
@@ -65,6 +66,7 @@ class CaseVolumes:
     facts: dict[str, Any] = field(default_factory=dict)
     fills: dict[str, np.ndarray] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    sides_XYZ: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def scored_XYZ(self) -> np.ndarray:
@@ -218,6 +220,7 @@ def read_volumes(
         _read(healthy, grid) > 0.5 if healthy and known else None,
         _read(std, grid) if std and std.exists() else None,
         facts,
+        sides_XYZ=volume.sides_in_lps(grid),
     )
     if volumes.healthy_XYZ is not None and (over := np.count_nonzero(volumes.healthy_XYZ & ~volumes.mask_XYZ)):
         raise CaseError(f"{over:,} voxels of mask-healthy lie outside the mask and were not to be filled")

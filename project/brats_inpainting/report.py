@@ -45,10 +45,11 @@ class Picture(NamedTuple):
 
 
 class PlaneView(NamedTuple):
-    """A plane of a case: its pictures, the mask's outline, and the mask's left and right ends in per cent."""
+    """A plane of a case: pictures, their width over height in mm, the mask's outline, and its ends in per cent."""
 
     caption: str
     left: str
+    ratio: float
     pictures: list[Picture]
     outline: str
     low: float
@@ -178,7 +179,9 @@ def _plane(volumes: CaseVolumes, name: str) -> PlaneView:
     outline = np.dstack([np.broadcast_to(np.array([1.0, 0.69, 0.0]), (*edge_RC.shape, 3)), edge_RC])
     columns = np.flatnonzero(scored_RC.any(axis=0)) if scored_RC.any() else np.array([0, scored_RC.shape[1]])
     low, high = (100 * column / scored_RC.shape[1] for column in (columns[0] - 3, columns[-1] + 4))
-    return PlaneView(where, plane.left, pictures, _data(outline), max(0.0, low), min(100.0, high))
+    column, row = (side for axis, side in enumerate(volumes.sides_XYZ) if axis != PLANES[name])
+    ratio = scored_RC.shape[1] * column / (scored_RC.shape[0] * row)
+    return PlaneView(where, plane.left, ratio, pictures, _data(outline), max(0.0, low), min(100.0, high))
 
 
 def _coloured(share_RC: np.ndarray, colormap: str) -> np.ndarray:

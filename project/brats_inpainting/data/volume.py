@@ -12,7 +12,9 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.nifti1 import Nifti1Image
+from nibabel.orientations import io_orientation
 from scipy import ndimage
 
 from brats_inpainting.data import nifti
@@ -256,6 +258,12 @@ def read(path: Path) -> np.ndarray:
         CaseError: the file cannot be read.
     """
     return in_lps(nifti.read(path))
+
+
+def sides_in_lps(image: Nifti1Image) -> tuple[float, float, float]:
+    """Return the sides of an image's voxels along x, y and z in LPS, in mm."""
+    sides = dict(zip(io_orientation(image.affine)[:, 0], voxel_sizes(nifti.affine_mm(image)), strict=True))
+    return sides[0], sides[1], sides[2]
 
 
 def in_lps(image: Nifti1Image) -> np.ndarray:
