@@ -11,21 +11,20 @@ were filled before it in a row. Rows in the tables are skipped.
 """
 
 import argparse
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from brats_inpainting import metrics, pictures, runtime
+from brats_inpainting import pictures, runtime
 from brats_inpainting.config import SamplingConfig
 from brats_inpainting.data import cases, volume
 from brats_inpainting.evaluate import read_volumes
 from brats_inpainting.inpainter import Inpainter
 from studies import rows
-from studies.surface import Healthy, sharpness
+from studies.surface import Healthy, scored
 
-TWO, EIGHT = {"steps": 2}, {"steps": 8}
+TWO = {"steps": 2}
 SAMPLE = {"noise": "slerp", "smoothing": 0}
 SETTINGS = {
     "small-2": ("small-2", TWO),
@@ -34,7 +33,7 @@ SETTINGS = {
     "sequential, outward": ("sequential", TWO | {"order": "outward"}),
     "sequential, up, 200 steps": ("sequential-200", TWO),
     "sequential, up, 200 steps without noise": ("sequential-200-clean", TWO),
-    "small-2, 8 steps": ("small-2", EIGHT),
+    "small-2, 8 steps": ("small-2", {"steps": 8}),
     "consistency, 1 step": ("consistency", {"sampler": "consistency", "steps": 1}),
     "consistency, 2 steps": ("consistency", {"sampler": "consistency", "steps": 2}),
     "small-2, 1 step": ("small-2", {"sampler": "ddim", "steps": 1}),
@@ -74,38 +73,29 @@ def load(setting, runs):
 
 
 def draw(case, args):
-    volumes, scan = read_volumes(case, {}), volume.prepare(cases.load(case))
+    volumes = read_volumes(case, {})
     views = {"voided": volumes.voided_XYZ}
     for setting in args.settings:
-        inpainter = load(setting, args.runs)
-        (stack,) = Healthy.of(inpainter, volumes).fill([scan])
-        filled_XYZ = inpainter.finish(stack).volume_XYZ
+        _, filled_XYZ = filled(case, volumes, load(setting, args.runs))
         views[setting] = np.where(volumes.healthy_XYZ, filled_XYZ, volumes.truth_XYZ)
     pictures.three_planes(views | {"truth": volumes.truth_XYZ}, volumes.healthy_XYZ, args.picture, title=case.id)
 
 
+def filled(case, volumes, inpainter):
+    """Fill the windows of a case with healthy mask; return its stack and the filled scan."""
+    (stack,) = Healthy.of(inpainter, volumes).fill([volume.prepare(cases.load(case))])
+    return stack, inpainter.finish(stack).volume_XYZ
+
+
 def measured(case, inpainter):
-    """Return the scores of a case, and a row for each slice."""
+    """Return the scores of a case, and a row for each slice; ``seconds`` are those of sampling."""
     volumes = read_volumes(case, {})
-    scan = volume.prepare(cases.load(case))
-    started = time.perf_counter()
-    (stack,) = Healthy.of(inpainter, volumes).fill([scan])
-    seconds = time.perf_counter() - started
-    filled_XYZ = inpainter.finish(stack).volume_XYZ
+    stack, filled_XYZ = filled(case, volumes, inpainter)
     truth_XYZ, healthy_XYZ = volumes.truth_XYZ, volumes.healthy_XYZ
-    found = metrics.score(filled_XYZ, truth_XYZ, volumes.voided_XYZ, healthy_XYZ)
-    score = {
-        "seconds": seconds,
-        "ssim": found.ssim,
-        "psnr": found.psnr,
-        "mse": found.mse,
-        "sharpness": sharpness(filled_XYZ, healthy_XYZ) / sharpness(truth_XYZ, healthy_XYZ),
-        "stripes": metrics.stripe_index(filled_XYZ, healthy_XYZ),
-        "stripes_truth": metrics.stripe_index(truth_XYZ, healthy_XYZ),
-    }
     squares_XYZ = np.square((filled_XYZ - truth_XYZ) / np.percentile(truth_XYZ, 99.5), dtype=np.float64)
     filled_before = steps(stack, healthy_XYZ.any(axis=(0, 1)), inpainter.sampling.order)
     errors = {z: float(squares_XYZ[..., z][healthy_XYZ[..., z]].mean()) for z in sorted(filled_before)}
+    score = {"seconds": stack.seconds} | scored(filled_XYZ, volumes)
     return score, [{"z": z, "step": filled_before[z], "mse": mse} for z, mse in errors.items()]
 
 

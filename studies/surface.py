@@ -80,19 +80,22 @@ def measured(inpainter, case, volumes, flip):
         both = [np.mean(pair, axis=0) for pair in zip(*samples, strict=True)]
         for count in {1, len(both)}:
             filled_XYZ = np.mean(both[:count], axis=0)
-            found = metrics.score(filled_XYZ, volumes.truth_XYZ, volumes.voided_XYZ, volumes.healthy_XYZ)
-            yield {
-                "samples": count,
-                "finish": finish,
-                "passes": count * len(scans) * inpainter.sampling.passes,
-                "ssim": found.ssim,
-                "psnr": found.psnr,
-                "mse": found.mse,
-                "sharpness": sharpness(filled_XYZ, volumes.healthy_XYZ)
-                / sharpness(volumes.truth_XYZ, volumes.healthy_XYZ),
-                "stripes": metrics.stripe_index(filled_XYZ, volumes.healthy_XYZ),
-                "stripes_truth": metrics.stripe_index(volumes.truth_XYZ, volumes.healthy_XYZ),
-            }
+            passes = count * len(scans) * inpainter.sampling.passes
+            yield {"samples": count, "finish": finish, "passes": passes} | scored(filled_XYZ, volumes)
+
+
+def scored(filled_XYZ, volumes):
+    """Return the columns of the scores and the texture of a fill inside the healthy mask."""
+    truth_XYZ, healthy_XYZ = volumes.truth_XYZ, volumes.healthy_XYZ
+    found = metrics.score(filled_XYZ, truth_XYZ, volumes.voided_XYZ, healthy_XYZ)
+    return {
+        "ssim": found.ssim,
+        "psnr": found.psnr,
+        "mse": found.mse,
+        "sharpness": sharpness(filled_XYZ, healthy_XYZ) / sharpness(truth_XYZ, healthy_XYZ),
+        "stripes": metrics.stripe_index(filled_XYZ, healthy_XYZ),
+        "stripes_truth": metrics.stripe_index(truth_XYZ, healthy_XYZ),
+    }
 
 
 @dataclass
