@@ -49,3 +49,7 @@ def test_there_is_no_circle():
     while free := {name for name, others in left.items() if not others & left.keys()}:
         left = {name: others for name, others in left.items() if name not in free}
     assert not left
+
+
+def test_the_straight_line_is_short():
+    assert len(MODULES["inpainter"].read_text().splitlines()) <= 220

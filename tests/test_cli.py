@@ -16,6 +16,7 @@ import torch
 import typer
 
 from brats_inpainting import cli
+from brats_inpainting.cli.app import GROUPS
 from brats_inpainting.diffusion import checkpoint
 from brats_inpainting.diffusion.unet import UNet
 from brats_inpainting.errors import CheckpointError
@@ -338,7 +339,9 @@ def test_a_single_scan_takes_a_brain_mask_on_any_grid(data, capfd, tmp_path):
         nib.save(nib.Nifti1Image(np.uint8(brain(shape) > 0), LPS), tmp_path / f"{name}.nii.gz")
     pair = ("check", "--image", image, "--mask", mask, "--brain-mask")
     assert run(*pair, tmp_path / "brain.nii.gz") == 0
+    assert "1 of 1 cases can be filled\n" in capfd.readouterr().out
     assert run(*pair, tmp_path / "other.nii.gz") == 0
+    assert "1 of 1 cases can be filled, 1 of them with warnings\n" in capfd.readouterr().out
     nib.save(nib.Nifti1Image(np.zeros((64, 64, 12), np.uint8), LPS), tmp_path / "empty.nii.gz")
     assert run(*pair, tmp_path / "empty.nii.gz") == 3
     assert "the brain mask is empty, or elsewhere than the scan" in capfd.readouterr().err
@@ -438,6 +441,15 @@ def test_help_fits_80_columns_and_cuts_no_name(name, monkeypatch, capfd):
     assert declared <= set(re.findall(r"-[\w-]+", text))
     for metavar in (parameter.metavar for parameter in command.params if not parameter.hidden and parameter.metavar):
         assert f" {metavar}" in text
+
+
+def test_help_lists_options_by_group(capfd):
+    names = {parameter.name for parameter in COMMANDS["infer"].params}
+    assert all(names.issuperset(group) for group in GROUPS.values())
+    assert run("infer", "--help") == 0
+    text = capfd.readouterr().out
+    assert re.findall(r"^(\w.*):$", text, re.M) == ["Options", *GROUPS]
+    assert "--brain-mask" in text.partition("\nMasks:")[2].partition("\nNetwork")[0]
 
 
 def test_the_list_of_commands_names_all_of_them(capfd):

@@ -41,9 +41,9 @@ def test_plain_lines_say_how_far_and_how_long(monkeypatch, capfd):
         bar.open(40)
         bar.advance(40)
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0] == "case 1 of 2, 25% done, 30 s left"
-    assert lines[1] == "case 1 of 2, 50% done, 20 s left"
-    assert lines[2] == "case 2 of 2, 100% done, 0 s left"
+    assert lines[0] == "case 1 of 2; all: 25% done, 30 s left"
+    assert lines[1] == "case 1 of 2; all: 50% done, 20 s left"
+    assert lines[2] == "case 2 of 2; all: 100% done, 0 s left"
 
 
 def test_quiet_means_quiet(monkeypatch, capfd):

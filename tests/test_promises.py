@@ -129,7 +129,7 @@ FILLED = {
     "probabilities": (mask(0.8 * lesion(SHAPE) + 0.3 * lesion(SHAPE, radius=0.3)), "voxels above 0.5 are filled"),
     "mask-of-255": (mask(255 * lesion(SHAPE)), "the mask marks the lesion with 255 instead of 1"),
     "empty-mask": (mask(np.zeros(SHAPE)), "the mask is empty: the output is the input"),
-    "mask-over-a-slice": (mask((brain(SHAPE) > 0) & SLAB), "the mask leaves no brain in 1 of its slices"),
+    "mask-over-a-slice": (mask((brain(SHAPE) > 0) & SLAB), "the mask leaves no brain in 1 of its axial slices"),
     "head": (both(500.0 * ball(SHAPE, (0.5, 0.5, 0.5), 0.49), lesion(SHAPE), np.diag([10, 10, 10, 1])), "skull"),
     "trailing-axis": (image(np.where(lesion(SHAPE), 0, brain(SHAPE))[..., None]), "trailing axis of length one"),
     "voxels-of-another-size": (

@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+
 import brats_inpainting
 from brats_inpainting import Inpainter
 
-from .conftest import write_case
+from .conftest import LPS, write_case
 
 PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
 
@@ -18,6 +20,8 @@ def test_the_blocks_do_what_they_say(tmp_path, monkeypatch, tiny_weights):
     write_case(tmp_path / "cases", "b", seed=1)
     shutil.copy(case / "a-t1n-voided.nii.gz", tmp_path / "T1.nii.gz")
     shutil.copy(case / "a-mask.nii.gz", tmp_path / "mask.nii.gz")
+    brain = nib.load(tmp_path / "T1.nii.gz").get_fdata() != 0
+    nib.save(nib.Nifti1Image(brain.astype("u1"), LPS), tmp_path / "brain-mask.nii.gz")
     load = Inpainter.load
     monkeypatch.setattr(Inpainter, "load", lambda: load(tiny_weights, device="cpu"))
     monkeypatch.chdir(tmp_path)

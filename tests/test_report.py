@@ -15,6 +15,8 @@ from scipy import ndimage
 from brats_inpainting import cli, report
 from brats_inpainting.data import cases
 from brats_inpainting.data.cases import Case
+from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
+from brats_inpainting.data.volume import in_lps
 from brats_inpainting.evaluate import read_volumes
 
 from .conftest import LPS, brain, lesion, write_case
@@ -270,8 +272,10 @@ def test_a_single_pair_has_no_truth_unless_it_is_named_as_one(folders, tmp_path,
     assert run("infer", *files, "--weights", tiny_weights, "--report-path", tmp_path / "r", "--device", "cpu") == 0
     page = text(tmp_path / "r")
     assert 'data-view="filled"' in page
+    assert 'data-view="scan"' in page
     assert 'data-view="truth"' not in page
     assert "SSIM 0" not in page
+    assert ">Scores</h2>" in page
 
 
 def test_a_case_that_infer_could_not_fill_is_listed_as_failed(folders, tmp_path, tiny_weights):
@@ -336,3 +340,49 @@ def test_pictures_of_thick_slices_have_their_shape_in_mm(tmp_path):
     ratios = {name: report._plane(volumes, name).ratio for name in ("axial", "coronal", "sagittal")}
     x, y, z = (side.stop - side.start for side in ndimage.find_objects((brain(SHAPE) > 0).astype(int))[0])
     assert ratios == pytest.approx({"axial": x / y, "coronal": x / (5 * z), "sagittal": y / (5 * z)})
+
+
+def volumes_of(tmp_path, reading=UNAMBIGUOUS, brain_mask=None, **arrays):
+    """The volumes of a pair of files."""
+    for name, array in arrays.items():
+        nib.save(nib.Nifti1Image(array, LPS), tmp_path / f"{name}.nii.gz")
+    case = Case("a", tmp_path / "T1.nii.gz", tmp_path / "mask.nii.gz", brain=brain_mask, reading=reading)
+    return read_volumes(case, {"ours": tmp_path / "T1.nii.gz"}, truth_needed=False)
+
+
+def test_a_whole_head_is_shown_as_its_brain(tmp_path):
+    """Fat is brighter than brain, and the air has noise: neither counts for grey levels, crop and histogram."""
+    tissue = brain(SHAPE)
+    head = np.where(tissue > 0, tissue, 1.0).astype(np.float32)
+    head[2:6, 2:6] = 20 * tissue.max()
+    inside = (tissue > 0).astype(np.uint8)
+    brain_mask = tmp_path / "inside.nii.gz"
+    volumes = volumes_of(tmp_path, brain_mask=brain_mask, T1=head, mask=lesion(SHAPE).astype(np.uint8), inside=inside)
+    assert volumes.white <= tissue.max()
+    (box,) = ndimage.find_objects(inside)
+    assert volumes.plane("axial").box == box
+    (rest,) = (curve for curve in report._charts(volumes)[1].curves if curve.name == report.REST)
+    assert rest.points.startswith("0.0,100.0 ")  # no voxel near 0
+
+
+@pytest.mark.parametrize(("voided", "name"), [(True, "voided"), (False, "scan")])
+def test_the_input_is_called_voided_only_if_it_is(tmp_path, voided, name):
+    mask = lesion(SHAPE)
+    image = np.where(mask, 0, brain(SHAPE)).astype(np.float32) if voided else brain(SHAPE)
+    volumes = volumes_of(tmp_path, T1=image, mask=mask.astype(np.uint8))
+    assert report._plane(volumes, "axial").pictures[0].view == name
+
+
+def test_the_outline_is_that_of_the_chosen_label(tmp_path):
+    mask = lesion(SHAPE).astype(np.uint8)
+    labels = np.where(mask, 2, (brain(SHAPE) > 0).astype(np.uint8))
+    volumes = volumes_of(tmp_path, MaskReading(labels=(2,)), T1=brain(SHAPE), mask=labels)
+    np.testing.assert_array_equal(volumes.mask_XYZ, in_lps(nib.Nifti1Image(mask, LPS)) > 0)
+
+
+def test_the_page_of_a_single_fill_repeats_no_name(folders, tmp_path):
+    data = ("--data-path", folders / "data", "--predictions", folders / "out", "--report-path", tmp_path)
+    assert run("evaluate", *data) == 0
+    page = text(tmp_path)
+    assert "filled by" not in page
+    assert "All cases, the lowest SSIM first" in page

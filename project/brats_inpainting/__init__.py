@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "inpainter": ("Inpainter", "Inpainting"),
+    "inpainter": ("Inpainter",),
     "fill": ("Options", "fill_folder"),
-    "filler": ("Filled", "Filler"),
+    "filler": ("Filled", "Filler", "InMemory", "Inpainting"),
     "layouts": ("BidsDataset", "CaseFolder", "Layout", "Pair"),
     "baselines": ("Baseline",),
     "data.lesion": ("MaskReading",),

@@ -16,13 +16,15 @@ from rich.progress import track
 from brats_inpainting import container, files, metrics, record
 from brats_inpainting.data import cases, nifti, validation, volume
 from brats_inpainting.data.cases import Case
+from brats_inpainting.data.lesion import UNAMBIGUOUS, lesion_of
 from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.host import cpus
+from brats_inpainting.pictures import Plane, white
 from brats_inpainting.progress import console
 
 UNKNOWN = float("nan")
 WORKERS = 4  # cases at a time at most
-RESERVED = {"voided", "mask", "truth", "uncertainty", "pooled"}  # names of views and lines in the report
+RESERVED = {"voided", "scan", "mask", "truth", "uncertainty", "pooled"}  # names of views and lines in the report
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class ScoreRow:
 class CaseVolumes:
     """All volumes of one case, X × Y × Z in LPS, in the scan's own intensities.
 
-    ``sides_XYZ`` are the voxels' in mm. ``fills`` maps each model to its filled scan. ``facts`` is the entry of the
-    first one in infer's ``run.json``; ``std_XYZ`` is the standard deviation of its samples, read only for a single
-    model.
+    ``sides_XYZ`` are the voxels' in mm, ``brain_XYZ`` is the brain mask of a whole head. ``fills`` maps each model to
+    its filled scan. ``facts`` is the entry of the first one in infer's ``run.json``; ``std_XYZ`` is the standard
+    deviation of its samples, read only for a single model.
     """
 
     id: str
@@ -67,6 +69,27 @@ class CaseVolumes:
     fills: dict[str, np.ndarray] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     sides_XYZ: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    brain_XYZ: np.ndarray | None = None
+
+    @property
+    def input_name(self) -> str:
+        """What ``voided_XYZ`` is: ``voided`` with 0 in the mask, or ``scan`` with the lesion still in it."""
+        return "scan" if self.voided_XYZ[self.mask_XYZ].any() else "voided"
+
+    @property
+    def tissue_XYZ(self) -> np.ndarray:
+        """The brain: its mask in a whole head, otherwise what is not 0; bool."""
+        return self.voided_XYZ != 0 if self.brain_XYZ is None else self.brain_XYZ
+
+    @property
+    def white(self) -> float:
+        """The intensity displayed as white: near the maximum of the brain, which fat outshines in a whole head."""
+        reference_XYZ = self.voided_XYZ if self.truth_XYZ is None else self.truth_XYZ
+        return white(reference_XYZ[self.tissue_XYZ | self.mask_XYZ])
+
+    def plane(self, name: str, index: int | None = None) -> Plane:
+        """Return a plane cropped to the brain, by default where the scored region is largest."""
+        return Plane.through(self.scored_XYZ, self.tissue_XYZ, name, index, self.sides_XYZ)
 
     @property
     def scored_XYZ(self) -> np.ndarray:
@@ -215,12 +238,13 @@ def read_volumes(
     volumes = CaseVolumes(
         case.id,
         volume.in_lps(grid),
-        _read(case.mask, grid) > 0.5,
+        _lesion(case, grid),
         _read(truth, grid) if truth and known else None,
         _read(healthy, grid) > 0.5 if healthy and known else None,
         _read(std, grid) if std and std.exists() else None,
         facts,
         sides_XYZ=volume.sides_in_lps(grid),
+        brain_XYZ=_brain(case.brain, grid) if case.brain else None,
     )
     if volumes.healthy_XYZ is not None and (over := np.count_nonzero(volumes.healthy_XYZ & ~volumes.mask_XYZ)):
         raise CaseError(f"{over:,} voxels of mask-healthy lie outside the mask and were not to be filled")
@@ -252,6 +276,19 @@ def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
             "  Give it the scan's shape and affine."
         )
     return volume.in_lps(image)
+
+
+def _lesion(case: Case, grid: Nifti1Image) -> np.ndarray:
+    """Return the region that infer fills: the lesions of all masks of a case, bool."""
+    masks = {path.name: _read(path, grid) for path in (case.mask, *case.more_masks)}
+    if case.reading == UNAMBIGUOUS:
+        return np.logical_or.reduce([values_XYZ > 0.5 for values_XYZ in masks.values()])
+    return np.logical_or.reduce([lesion_of(values, case.reading, name=name)[0] for name, values in masks.items()])
+
+
+def _brain(path: Path, grid: Nifti1Image) -> np.ndarray:
+    brain_XYZ = validation.brain_on_grid(nifti.read(path), grid)
+    return volume.in_lps(Nifti1Image(brain_XYZ.astype(np.uint8), grid.affine)) > 0
 
 
 def sibling_path(case: Case, kind: str) -> Path | None:

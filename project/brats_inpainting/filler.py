@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 
+from brats_inpainting.data import nifti, output, validation, volume
+from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack
 from brats_inpainting.progress import ProgressBar
@@ -65,3 +70,54 @@ class Filler(Protocol):
         Raises:
             CaseError: when this scan cannot be filled.
         """
+
+
+class Inpainting(NamedTuple):
+    """A filled scan; ``std`` is the voxel-wise standard deviation of several samples, ``timings`` are seconds."""
+
+    image: Any
+    std: Any
+    timings: dict[str, float]
+
+
+class InMemory:
+    """Fills one scan that is in memory, for every ``Filler``."""
+
+    def inpaint(
+        self: Filler, image: Any, mask: Any, *, brain: Any = None, reading: MaskReading = UNAMBIGUOUS, seed: int = 0
+    ) -> Inpainting:
+        """Fill one scan.
+
+        Args:
+            image: T1 volume, X × Y × Z, as an array in LPS order with 1 mm voxels, or as a NIfTI image (or its path) in
+                any orientation; skull-stripped unless ``brain`` is given; what is inside the mask is ignored.
+            mask: likewise, or an array on the grid of the image; 0 and 1, or shares, cut at 0.5.
+            brain: likewise; the brain mask of a scan that is a whole head.
+            reading: what the values of a mask with others mean.
+            seed: 0 or more; results depend on it, and on nothing else that is random.
+
+        Returns:
+            The filled scan and the standard deviation of several samples, as arrays or NIfTI images; float32.
+
+        Raises:
+            CaseError: naming every reason why the scan cannot be processed.
+        """
+        started = time.perf_counter()
+        given = nifti.as_image(image)
+        loaded = validation.examine(
+            "the scan",
+            given,
+            nifti.as_image(mask, given.affine),
+            names=("image", "mask"),
+            brain=None if brain is None else nifti.as_image(brain, given.affine),
+            reading=reading,
+        )
+        scan = volume.prepare(loaded, dilate=self.dilate, resample=self.resample)
+        prepared = time.perf_counter()
+        (stack,) = self.fill([scan], seed=seed)
+        sampled = time.perf_counter()
+        filled = self.finish(stack)
+        timings = {"prepare": prepared - started, "fill": sampled - prepared, "finish": time.perf_counter() - sampled}
+        like = output.image_like if isinstance(image, str | Path | SpatialImage) else output.array_like
+        std = None if filled.std_XYZ is None else like(loaded, filled.std_XYZ)
+        return Inpainting(like(loaded, filled.volume_XYZ), std, timings)

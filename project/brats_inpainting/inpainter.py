@@ -6,22 +6,19 @@ Shapes: N windows of a batch, V the axes of a window; S H W a scan's frame, X Y 
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from nibabel.spatialimages import SpatialImage
 
 from brats_inpainting import batch, concurrent, config, memory
 from brats_inpainting.concurrent import OnPass
 from brats_inpainting.config import DEFAULT_PRESET, FRAME, DiffusionConfig, Precision, SamplingConfig, UNetConfig
-from brats_inpainting.data import nifti, output, validation, volume, windows
-from brats_inpainting.data.lesion import UNAMBIGUOUS, MaskReading
+from brats_inpainting.data import nifti, volume, windows
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack, Task, Windowing
 from brats_inpainting.device import choose_device
@@ -30,23 +27,15 @@ from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.diffusion.process import Network
 from brats_inpainting.errors import CaseError
-from brats_inpainting.filler import Filled
+from brats_inpainting.filler import Filled, InMemory
 from brats_inpainting.plan import Plan
 from brats_inpainting.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
 
-class Inpainting(NamedTuple):
-    """A filled scan; ``std`` is the voxel-wise standard deviation of several samples, ``timings`` are seconds."""
-
-    image: Any
-    std: Any
-    timings: dict[str, float]
-
-
 @dataclass
-class Inpainter:
+class Inpainter(InMemory):
     """A network, the way it is sampled, and the plan by which it works; ``plan`` changes when memory runs out."""
 
     weights: Weights = field(repr=False)
@@ -121,45 +110,6 @@ class Inpainter:
         """Restore, and prepare the passes again."""
         vars(self).update(state)
         self.__post_init__()
-
-    def inpaint(
-        self, image: Any, mask: Any, *, brain: Any = None, reading: MaskReading = UNAMBIGUOUS, seed: int = 0
-    ) -> Inpainting:
-        """Fill one scan.
-
-        Args:
-            image: T1 volume, X × Y × Z, as an array in LPS order with 1 mm voxels, or as a NIfTI image (or its path) in
-                any orientation; skull-stripped unless ``brain`` is given; what is inside the mask is ignored.
-            mask: likewise, or an array on the grid of the image; 0 and 1, or shares, cut at 0.5.
-            brain: likewise; the brain mask of a scan that is a whole head.
-            reading: what the values of a mask with others mean.
-            seed: 0 or more; results depend on it, and on nothing else that is random.
-
-        Returns:
-            The filled scan and the standard deviation of several samples, as arrays or NIfTI images; float32.
-
-        Raises:
-            CaseError: naming every reason why the scan cannot be processed.
-        """
-        started = time.perf_counter()
-        given = nifti.as_image(image)
-        loaded = validation.examine(
-            "the scan",
-            given,
-            nifti.as_image(mask, given.affine),
-            names=("image", "mask"),
-            brain=None if brain is None else nifti.as_image(brain, given.affine),
-            reading=reading,
-        )
-        scan = volume.prepare(loaded, dilate=self.dilate, resample=self.resample)
-        prepared = time.perf_counter()
-        (stack,) = self.fill([scan], seed=seed)
-        sampled = time.perf_counter()
-        filled = self.finish(stack)
-        timings = {"prepare": prepared - started, "fill": sampled - prepared, "finish": time.perf_counter() - sampled}
-        like = output.image_like if isinstance(image, str | Path | SpatialImage) else output.array_like
-        std = None if filled.std_XYZ is None else like(loaded, filled.std_XYZ)
-        return Inpainting(like(loaded, filled.volume_XYZ), std, timings)
 
     def fill(
         self, scans: Iterable[Scan], *, seed: int = 0, keep: bool = False, progress: ProgressBar | None = None
@@ -260,12 +210,7 @@ class Inpainter:
     def _sample(self, tasks: list[Task], on_pass: OnPass, *, seed: int) -> np.ndarray:
         """Sample a batch of windows; with a smaller batch size from now on if memory runs out."""
         sample = partial(
-            batch.sample,
-            weights=self.weights,
-            sampling=self.sampling,
-            network=self.network,
-            seed=seed,
-            on_pass=on_pass,
+            batch.sample, weights=self.weights, sampling=self.sampling, network=self.network, seed=seed, on_pass=on_pass
         )
         samples_N1V, size = batch.within_memory(sample, tasks, self.plan)
         self.plan = self.plan.at_most(size)

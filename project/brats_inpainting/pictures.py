@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -23,15 +23,23 @@ WHITE = 99.5  # percentile of tissue intensities displayed as white
 
 @dataclass(frozen=True)
 class Plane:
-    """A slice of a volume, cropped to the brain."""
+    """A slice of a volume, cropped to the brain; ``aspect`` is its pixels' height over their width in mm."""
 
     name: str
     index: int
     box: tuple[slice, ...]
+    aspect: float = 1.0
 
     @classmethod
-    def through(cls, mask_XYZ: np.ndarray, brain_XYZ: np.ndarray, name: str, index: int | None = None) -> Plane:
-        """Return the plane with a given index, by default where the mask is largest.
+    def through(
+        cls,
+        mask_XYZ: np.ndarray,
+        brain_XYZ: np.ndarray,
+        name: str,
+        index: int | None = None,
+        sides_XYZ: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> Plane:
+        """Return the plane with a given index, by default where the mask is largest; voxels have sides in mm.
 
         Raises:
             ConfigError: when the index lies outside the volume.
@@ -42,7 +50,8 @@ class Plane:
         if not 0 <= index < mask_XYZ.shape[axis]:
             raise ConfigError(f"{name} slice {index}: the volume has slices 0 to {mask_XYZ.shape[axis] - 1}")
         boxes = ndimage.find_objects((brain_XYZ | mask_XYZ).astype(np.uint8))
-        return cls(name, index, boxes[0] if boxes else (slice(None),) * 3)
+        width, height = (side for i, side in enumerate(sides_XYZ) if i != axis)
+        return cls(name, index, boxes[0] if boxes else (slice(None),) * 3, height / width)
 
     @property
     def left(self) -> str:
@@ -62,27 +71,35 @@ def white(volume_XYZ: np.ndarray) -> float:
     return float(np.percentile(tissue, WHITE)) if tissue.size else 1.0
 
 
-def mosaic(
-    rows: Sequence[tuple[str, Plane, Mapping[str, np.ndarray], np.ndarray]], path: Path, *, title: str = ""
-) -> None:
-    """Write a PNG: one row per plane, one column per volume.
+class Row(NamedTuple):
+    """A row of a mosaic.
 
-    Args:
-        rows: label, plane, name → volume (X × Y × Z, LPS, same intensities; the last one sets the grey levels), and
-            the mask, outlined in the first volume.
-        path: PNG file to write.
-        title: of the figure.
+    Attributes:
+        label: end of the titles.
+        plane: that is drawn.
+        views: name → volume, X × Y × Z, LPS, same intensities.
+        mask_XYZ: outlined in the first volume.
+        white: intensity displayed as white.
     """
-    columns = max(len(views) for _, _, views, _ in rows)
+
+    label: str
+    plane: Plane
+    views: Mapping[str, np.ndarray]
+    mask_XYZ: np.ndarray
+    white: float
+
+
+def mosaic(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
+    """Write a PNG: one row per plane, one column per volume."""
+    columns = max(len(row.views) for row in rows)
     drawing = figure((3 * columns, 3.2 * len(rows)), facecolor="black", layout="constrained")
     drawing.suptitle(title, color="white")
     grid = drawing.subplots(len(rows), columns, squeeze=False)
     for ax in grid.flat:
         ax.set_axis_off()
-    for axes, (label, plane, views, mask_XYZ) in zip(grid, rows, strict=True):
-        level = white(list(views.values())[-1])
+    for axes, (label, plane, views, mask_XYZ, level) in zip(grid, rows, strict=True):
         for ax, (name, volume_XYZ) in zip(axes, views.items(), strict=False):
-            ax.imshow(plane.cut(volume_XYZ), cmap="gray", vmin=0, vmax=level)
+            ax.imshow(plane.cut(volume_XYZ), cmap="gray", vmin=0, vmax=level, aspect=plane.aspect)
             ax.set_title(f"{name}{label}", color="white", fontsize=9)
             ax.text(0.02, 0.5, plane.left, color="white", fontsize=9, transform=ax.transAxes)
         if plane.cut(mask_XYZ).any():
@@ -91,10 +108,14 @@ def mosaic(
 
 
 def three_planes(views: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, path: Path, *, title: str) -> None:
-    """Write a mosaic of the axial, coronal and sagittal planes with the largest mask area."""
-    brain_XYZ = list(views.values())[-1] > 0
-    planes = [Plane.through(mask_XYZ, brain_XYZ, name) for name in reversed(PLANES)]
-    mosaic([(f", {plane.name}", plane, views, mask_XYZ) for plane in planes], path, title=title)
+    """Write a mosaic of the axial, coronal and sagittal planes with the largest mask area.
+
+    The last view is a skull-stripped brain, which sets crop and grey levels.
+    """
+    brain_XYZ = list(views.values())[-1]
+    planes = [Plane.through(mask_XYZ, brain_XYZ > 0, name) for name in reversed(PLANES)]
+    rows = [Row(f", {plane.name}", plane, views, mask_XYZ, white(brain_XYZ)) for plane in planes]
+    mosaic(rows, path, title=title)
 
 
 def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:

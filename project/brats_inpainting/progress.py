@@ -69,7 +69,7 @@ class ProgressBar:
             self.bar.update(self.task, completed=fraction, description=case, left=f"{duration(left)} left")
         elif not self.quiet and now - self.last_line >= LINE_EVERY:
             self.last_line = now
-            console.print(f"{case}, {fraction:.0%} done, {duration(left)} left")
+            console.print(f"{case}; all: {fraction:.0%} done, {duration(left)} left")
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,7 @@ from brats_inpainting import container, record
 from brats_inpainting.evaluate import CaseVolumes, ScoreRow
 from brats_inpainting.files import atomic_write
 from brats_inpainting.host import muted
-from brats_inpainting.pictures import PLANES, Plane, white
+from brats_inpainting.pictures import PLANES
 from brats_inpainting.tables import Grid, known_metrics
 
 PAGE = "report.html"
@@ -139,6 +139,7 @@ class Report:
             sections=sorted(self.sections.values(), key=_worst_first),
             order="lowest SSIM" if "ssim" in shown else "strongest stripes",
             metrics=shown,
+            several=len({row.model for row in rows}) > 1,
             grids=[grid for grid in grids if grid.title != "Cases"],
             failed={name: _without(hidden, reason) for name, reason in failed.items()},
             settings=_flat(run.get("settings", {}) | {k: run[k] for k in ("device", "threads") if k in run}),
@@ -159,9 +160,8 @@ def _worst_first(section: Section) -> tuple[float, float, str]:
 
 
 def _plane(volumes: CaseVolumes, name: str) -> PlaneView:
-    reference_XYZ = volumes.voided_XYZ if volumes.truth_XYZ is None else volumes.truth_XYZ
-    plane, level = Plane.through(volumes.scored_XYZ, volumes.voided_XYZ != 0, name), white(reference_XYZ)
-    known = {"voided": volumes.voided_XYZ, **volumes.filled}
+    plane, level, given = volumes.plane(name), volumes.white, volumes.input_name
+    known = {given: volumes.voided_XYZ, **volumes.filled}
     greys = {view: plane.cut(volume_XYZ) / level for view, volume_XYZ in known.items()}
     images = {view: np.repeat(grey_RC[..., None].clip(0, 1), 3, axis=2) for view, grey_RC in greys.items()}
     scored_RC, mask_RC = plane.cut(volumes.scored_XYZ), plane.cut(volumes.mask_XYZ)
@@ -172,15 +172,14 @@ def _plane(volumes: CaseVolumes, name: str) -> PlaneView:
             images[view] = np.where(scored_RC[..., None], _coloured(off_RC, DIFFERENCE), images["truth"] * 0.5)
     if volumes.std_XYZ is not None:
         std_RC = np.clip(plane.cut(volumes.std_XYZ) / level / 0.1, 0, 1)
-        images["uncertainty"] = np.where(mask_RC[..., None], _coloured(std_RC, UNCERTAINTY), images["voided"] * 0.5)
+        images["uncertainty"] = np.where(mask_RC[..., None], _coloured(std_RC, UNCERTAINTY), images[given] * 0.5)
     where = f"{name}, slice {plane.index}"
     pictures = [Picture(view, _data(image), f"{volumes.id}: {view}, {where}") for view, image in images.items()]
     edge_RC = mask_RC & ~ndimage.binary_erosion(mask_RC)
     outline = np.dstack([np.broadcast_to(np.array([1.0, 0.69, 0.0]), (*edge_RC.shape, 3)), edge_RC])
     columns = np.flatnonzero(scored_RC.any(axis=0)) if scored_RC.any() else np.array([0, scored_RC.shape[1]])
     low, high = (100 * column / scored_RC.shape[1] for column in (columns[0] - 3, columns[-1] + 4))
-    column, row = (side for axis, side in enumerate(volumes.sides_XYZ) if axis != PLANES[name])
-    ratio = scored_RC.shape[1] * column / (scored_RC.shape[0] * row)
+    ratio = scored_RC.shape[1] / (scored_RC.shape[0] * plane.aspect)
     return PlaneView(where, plane.left, ratio, pictures, _data(outline), max(0.0, low), min(100.0, high))
 
 
@@ -205,8 +204,8 @@ def _charts(volumes: CaseVolumes) -> list[Chart]:
     mask_XYZ = volumes.scored_XYZ
     if not mask_XYZ.any():
         return []
-    level = white(volumes.voided_XYZ if volumes.truth_XYZ is None else volumes.truth_XYZ)
-    tissue_XYZ = (volumes.voided_XYZ != 0) & ~volumes.mask_XYZ
+    level = volumes.white
+    tissue_XYZ = volumes.tissue_XYZ & ~volumes.mask_XYZ
     around_XYZ = tissue_XYZ & _grown(mask_XYZ)
     planes = np.flatnonzero(mask_XYZ.any(axis=(0, 1)))
     profiles = {name: _profile(volume_XYZ, mask_XYZ, planes) / level for name, volume_XYZ in volumes.filled.items()}

@@ -190,7 +190,7 @@ def test_unusual_scans_are_warned_about(case):
     assert "no background" in warnings_of(noise, mask)
     assert "skull" in warnings_of(big, lesion(big.shape), np.diag([1.1, 1.1, 1.1, 1]))
     assert "cropped" in warnings_of(cropped, mask)
-    assert "no brain in 1 of its slices" in warnings_of(brain(SHAPE), slab)
+    assert "no brain in 1 of its axial slices" in warnings_of(brain(SHAPE), slab)
     assert "right mask" in warnings_of(brain(SHAPE), lesion(SHAPE, (0.05, 0.05, 0.5), 0.05))
 
 

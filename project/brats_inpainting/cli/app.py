@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from brats_inpainting import runtime
 from brats_inpainting.cli import bids_app
@@ -40,7 +41,32 @@ log = logging.getLogger("brats_inpainting")
 out = Console(highlight=False, soft_wrap=True, markup=False)
 wide = Console(highlight=False, markup=False, width=250)  # for tables: files get whole lines
 
+GROUPS = {  # of options in the help of the commands that fill
+    "Masks": ("label", "threshold", "invert_mask", "brain_mask", "dilate"),
+    "Network and sampling": (
+        *("weights", "additional_files_path", "parameters_file", "preset", "sampler", "steps", "samples", "noise"),
+        *("order", "smoothing", "no_resample", "seed"),
+    ),
+    "Results": ("resume", "overwrite", "keep_dtype", "report_path", "no_images"),
+    "Hardware": ("device", "batch_size", "precision", "no_cuda_graphs", "cluster"),
+}
 VERBOSITY = ("-v", "--verbose", "-q", "--quiet")
+
+
+class Command(TyperCommand):
+    """A command whose help lists its options by ``GROUPS``."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one list for each group, first the options of none."""
+        group_of = {name: group for group, names in GROUPS.items() for name in names}
+        lists: dict[str, list[tuple[str, str]]] = {group: [] for group in ("Options", *GROUPS)}
+        for parameter in self.get_params(ctx):
+            if line := parameter.get_help_record(ctx):
+                lists[group_of.get(parameter.name, "Options")].append(line)
+        for group, lines in lists.items():
+            if lines:
+                with formatter.section(group):
+                    formatter.write_dl(lines)
 
 
 def option(name: str, text: str, *aliases: str, **settings: Any) -> Any:

@@ -94,10 +94,11 @@ def picture(
             raise ConfigError(f"{case_id}: no such case in {data_path}\n  There are: {', '.join(fills)}.")
         volumes = scoring.read_volumes(*fills[case_id], truth_needed=False)
         finish(volumes.failed)
-        mask_XYZ = volumes.mask_XYZ * pictures.white(volumes.voided_XYZ)
-        views = {"voided": volumes.voided_XYZ, "mask": mask_XYZ, **volumes.filled}
+        mask_XYZ = volumes.mask_XYZ * volumes.white
+        views = {volumes.input_name: volumes.voided_XYZ, "mask": mask_XYZ, **volumes.filled}
         for name in plane or reversed(pictures.PLANES):
-            cut = pictures.Plane.through(volumes.scored_XYZ, volumes.voided_XYZ != 0, str(name), slice_)
-            rows.append((f", {case_id}, {name} {cut.index}", cut, views, volumes.mask_XYZ))
+            cut = volumes.plane(str(name), slice_)
+            label = f", {case_id}, {name} {cut.index}"
+            rows.append(pictures.Row(label, cut, views, volumes.mask_XYZ, volumes.white))
     pictures.mosaic(rows, output)
     out.print(f"written: {output}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from brats_inpainting.cli import masks, reports
 from brats_inpainting.cli.app import (
+    Command,
     NoImages,
     OutputPath,
     PrecisionName,
@@ -49,7 +50,7 @@ Overwrite = Annotated[bool, option("overwrite", "Replace existing outputs.", env
 INSTALLED = [name for name, package in BASELINES.items() if package is None or offers(package)]
 
 
-@app.command()
+@app.command(cls=Command)
 def infer(
     data_path: Annotated[Path | None, folder("data-path", CASES, "--input-dir")] = None,
     output_path: Annotated[
@@ -179,7 +180,7 @@ def _log_settings(inpainter: Inpainter, preset: str, options: Options) -> None:
     log.debug("%s", used)
 
 
-@app.command()
+@app.command(cls=Command)
 def baseline(
     method: Annotated[str, option("method", "Method.", **choice(BASELINES, INSTALLED))],
     data_path: Annotated[Path, folder("data-path", CASES)],
@@ -209,7 +210,7 @@ def baseline(
     finish(record.failed)
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     data_path: Annotated[Path | None, folder("data-path", CASES)] = None,
     participant_label: Participants = None,
@@ -231,19 +232,21 @@ def check(
     if not (layout := _layout(data_path, pair, participant_label or [], reading)):
         raise ConfigError("nothing to check\n  Give --data-path, or --image and --mask.")
     failed: dict[str, str] = {}
-    found = layout.cases
+    warned, found = 0, layout.cases
     for case in found:
         try:
             scan = volume.prepare(cases.load(case), resample=not no_resample)
         except CaseError as error:
             failed[case.id] = str(error)
         else:
+            warned += bool(scan.loaded.warnings)
             out.print(f"{'!' if scan.loaded.warnings else '✓'} {scan.id}: {int(scan.fill_XYZ.sum()):,} voxels to fill")
-    out.print(f"{len(found) - len(failed)} of {len(found)} cases can be filled")
+    but = f", {warned} of them with warnings" if warned else ""
+    out.print(f"{len(found) - len(failed)} of {len(found)} cases can be filled{but}")
     finish(failed)
 
 
-@app.command()
+@app.command(cls=Command)
 def example(
     output_path: OutputPath,
     seed: Annotated[int, option("seed", "Random seed of the masks.", min=0)] = 0,

@@ -82,7 +82,9 @@ def examine(
     image_XYZ = nifti.values(image)
     problems = [line for name, each in masks.items() for line in _grid_problems((names[0], name), image, each)]
     problems += _image_problems(names[0], image_XYZ)
-    brain_XYZ = None if brain is None else _brain(brain, image, problems)
+    brain_XYZ = None if brain is None else brain_on_grid(brain, image)
+    if brain_XYZ is not None and not brain_XYZ.any():
+        problems.append("the brain mask is empty, or elsewhere than the scan\n  Give a mask of this scan.")
     mask_XYZ, warnings = _lesion(masks, reading, _Known(image_XYZ, brain_XYZ, _voxel_ml(image)), problems)
     if problems:
         raise CaseError(f"{case_id}: " + "\n  ".join(problems))
@@ -94,18 +96,13 @@ def examine(
     return LoadedCase(case_id, image, image_XYZ, mask_XYZ, warnings, brain_XYZ)
 
 
-def _brain(brain: Nifti1Image, image: Nifti1Image, problems: list[str]) -> np.ndarray:
-    """Return a brain mask on the grid of the scan, bool, and append to the problems.
-
-    On another grid, such as fMRIPrep's, the nearest voxels are taken.
-    """
+def brain_on_grid(brain: Nifti1Image, image: Nifti1Image) -> np.ndarray:
+    """Return a brain mask on the grid of the scan, bool; from another grid, such as fMRIPrep's, the nearest voxels."""
     brain_XYZ = nifti.values(brain) > 0.5
     if not _same_grid(brain, image):
         own = Nifti1Image(brain_XYZ.astype(np.uint8), nifti.affine_mm(brain))
         resampled = resample_from_to(own, (image.shape[:3], nifti.affine_mm(image)), order=0)
         brain_XYZ = np.asanyarray(resampled.dataobj) > 0
-    if not brain_XYZ.any():
-        problems.append("the brain mask is empty, or elsewhere than the scan\n  Give a mask of this scan.")
     return brain_XYZ
 
 
@@ -267,7 +264,7 @@ def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.nda
     in_plane = tuple(axis for axis in range(3) if axis != axial)
     buried = np.count_nonzero(mask_XYZ.any(in_plane) & ~tissue_XYZ.any(in_plane))
     if buried:
-        yield f"the mask leaves no brain in {buried} of its slices; these are filled without context"
+        yield f"the mask leaves no brain in {buried} of its axial slices: slice-wise weights fill these without context"
 
 
 def _numbers(values: np.ndarray) -> str:
