@@ -219,9 +219,7 @@ def typed(place, server, tiny_weights):
     return run
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] if page == "training" else []) for page in PAGES]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_the_page_run_or_are_right(page, typed, place, monkeypatch):
     monkeypatch.chdir(place)
     for block in PAGES[page]:
