@@ -342,12 +342,13 @@ def test_pictures_of_thick_slices_have_their_shape_in_mm(tmp_path):
     assert ratios == pytest.approx({"axial": x / y, "coronal": x / (5 * z), "sagittal": y / (5 * z)})
 
 
-def volumes_of(tmp_path, reading=UNAMBIGUOUS, brain_mask=None, **arrays):
+def volumes_of(tmp_path, reading=UNAMBIGUOUS, brain_mask=None, more_masks=(), **arrays):
     """The volumes of a pair of files."""
     for name, array in arrays.items():
         nib.save(nib.Nifti1Image(array, LPS), tmp_path / f"{name}.nii.gz")
-    case = Case("a", tmp_path / "T1.nii.gz", tmp_path / "mask.nii.gz", brain=brain_mask, reading=reading)
-    return read_volumes(case, {"ours": tmp_path / "T1.nii.gz"}, truth_needed=False)
+    paths = tmp_path / "T1.nii.gz", tmp_path / "mask.nii.gz", tuple(tmp_path / name for name in more_masks)
+    case = Case("a", *paths, brain=brain_mask, reading=reading)
+    return read_volumes(case, {"ours": tmp_path / "T1.nii.gz"}, truth_needed=False), cases.load(case)
 
 
 def test_a_whole_head_is_shown_as_its_brain(tmp_path):
@@ -356,8 +357,8 @@ def test_a_whole_head_is_shown_as_its_brain(tmp_path):
     head = np.where(tissue > 0, tissue, 1.0).astype(np.float32)
     head[2:6, 2:6] = 20 * tissue.max()
     inside = (tissue > 0).astype(np.uint8)
-    brain_mask = tmp_path / "inside.nii.gz"
-    volumes = volumes_of(tmp_path, brain_mask=brain_mask, T1=head, mask=lesion(SHAPE).astype(np.uint8), inside=inside)
+    arrays = {"T1": head, "mask": lesion(SHAPE).astype(np.uint8), "inside": inside}
+    volumes, _ = volumes_of(tmp_path, brain_mask=tmp_path / "inside.nii.gz", **arrays)
     assert volumes.white <= tissue.max()
     (box,) = ndimage.find_objects(inside)
     assert volumes.plane("axial").box == box
@@ -365,19 +366,51 @@ def test_a_whole_head_is_shown_as_its_brain(tmp_path):
     assert rest.points.startswith("0.0,100.0 ")  # no voxel near 0
 
 
-@pytest.mark.parametrize(("voided", "name"), [(True, "voided"), (False, "scan")])
-def test_the_input_is_called_voided_only_if_it_is(tmp_path, voided, name):
-    mask = lesion(SHAPE)
-    image = np.where(mask, 0, brain(SHAPE)).astype(np.float32) if voided else brain(SHAPE)
-    volumes = volumes_of(tmp_path, T1=image, mask=mask.astype(np.uint8))
+@pytest.mark.parametrize(
+    ("inside", "outside", "margin", "name"),
+    [(0, 0, 0, "voided"), (-1000, -1000, 0, "voided"), (0, 0, 1, "voided"), (None, 0, 0, "scan"), (0, 0, None, "scan")],
+)
+def test_the_input_is_called_voided_only_if_it_is(tmp_path, inside, outside, margin, name):
+    """With the background's value, and where the void is smaller than the mask; an empty mask voids nothing."""
+    mask, tissue = lesion(SHAPE), brain(SHAPE)
+    void = ndimage.binary_erosion(mask, iterations=margin) if margin else mask
+    image = np.where(tissue > 0, tissue, outside)
+    image = image if inside is None else np.where(void, inside, image)
+    mask = np.zeros_like(mask) if margin is None else mask
+    volumes, _ = volumes_of(tmp_path, T1=image.astype(np.float32), mask=mask.astype(np.uint8))
     assert report._plane(volumes, "axial").pictures[0].view == name
 
 
-def test_the_outline_is_that_of_the_chosen_label(tmp_path):
-    mask = lesion(SHAPE).astype(np.uint8)
-    labels = np.where(mask, 2, (brain(SHAPE) > 0).astype(np.uint8))
-    volumes = volumes_of(tmp_path, MaskReading(labels=(2,)), T1=brain(SHAPE), mask=labels)
-    np.testing.assert_array_equal(volumes.mask_XYZ, in_lps(nib.Nifti1Image(mask, LPS)) > 0)
+def test_a_bright_lesion_does_not_darken_the_picture(tmp_path):
+    image = np.where(lesion(SHAPE), 20, 1) * brain(SHAPE)
+    volumes, _ = volumes_of(tmp_path, T1=image.astype(np.float32), mask=lesion(SHAPE).astype(np.uint8))
+    assert volumes.white <= brain(SHAPE).max()
+
+
+READINGS = {
+    "label": (MaskReading(labels=(2,)), lambda mask, tissue: np.where(mask, 2, tissue)),
+    "threshold": (MaskReading(threshold=0.9), lambda mask, tissue: np.where(mask, 1, 0.8 * tissue)),
+    "inverse": (MaskReading(invert=True), lambda mask, tissue: tissue & ~mask),
+    "inverse with air": (MaskReading(invert=True), lambda mask, _tissue: ~mask),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_the_outline_is_that_of_what_is_filled(tmp_path, name):
+    reading, drawn = READINGS[name]
+    mask, tissue = lesion(SHAPE), brain(SHAPE) > 0
+    values = drawn(mask, tissue).astype(np.float32)
+    volumes, loaded = volumes_of(tmp_path, reading, T1=brain(SHAPE), mask=values)
+    filled = nib.Nifti1Image(loaded.mask_XYZ.astype(np.uint8), LPS)
+    assert 0 < loaded.mask_XYZ.sum() <= mask.sum()
+    np.testing.assert_array_equal(volumes.mask_XYZ, in_lps(filled) > 0)
+
+
+def test_several_masks_are_outlined_together(tmp_path):
+    one, other = lesion(SHAPE), lesion(SHAPE, (0.3, 0.6, 0.5), 0.1)
+    masks = {"mask": one.astype(np.uint8), "other": other.astype(np.uint8)}
+    volumes, _ = volumes_of(tmp_path, more_masks=["other.nii.gz"], T1=brain(SHAPE), **masks)
+    assert volumes.mask_XYZ.sum() == (one | other).sum()
 
 
 def test_the_page_of_a_single_fill_repeats_no_name(folders, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 IMPORTED = ("cli", "cluster", "evaluate", "fill", "inpainter", "report", "train")
 BUNDLED = ("volume-2", "small-2")
-# Run by tests/test_cluster.py, test_train.py and test_state.py: starts workers or needs some; trains for long; in the
+# Run by tests/test_cluster.py, test_train.py and test_cli.py: starts workers or needs some; trains for long; in the
 # paper's frame, the attention of smoke.yaml's network takes a minute for each case.
 ELSEWHERE = {"--cluster", "workspace/parameters/consistency.yaml", "exported/emasavedmodel_0.9999_2850000.pt"}
 

@@ -6,7 +6,7 @@ from typing import Any
 _HOMES = {
     "inpainter": ("Inpainter",),
     "fill": ("Options", "fill_folder"),
-    "filler": ("Filled", "Filler", "InMemory", "Inpainting"),
+    "filler": ("Filled", "Filler", "InpaintMixin", "Inpainting"),
     "layouts": ("BidsDataset", "CaseFolder", "Layout", "Pair"),
     "baselines": ("Baseline",),
     "data.lesion": ("MaskReading",),

@@ -13,7 +13,7 @@ from brats_inpainting.config import BASELINES
 from brats_inpainting.data import windows
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack
-from brats_inpainting.filler import Filled, InMemory
+from brats_inpainting.filler import Filled, InpaintMixin
 from brats_inpainting.progress import ProgressBar
 
 LEVELS = 65535
@@ -99,7 +99,7 @@ METHODS: dict[str, Callable[[Scan], np.ndarray]] = {name: globals()[name] for na
 
 
 @dataclass(frozen=True)
-class Baseline(InMemory):
+class Baseline(InpaintMixin):
     """A ``Filler`` without a network; ``method`` returns the filled frame of a scan, S × H × W in [0, 1]."""
 
     method: Callable[[Scan], np.ndarray]

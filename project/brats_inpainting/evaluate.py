@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +74,21 @@ class CaseVolumes:
 
     @property
     def input_name(self) -> str:
-        """What ``voided_XYZ`` is: ``voided`` with 0 in the mask, or ``scan`` with the lesion still in it."""
-        return "scan" if self.voided_XYZ[self.mask_XYZ].any() else "voided"
+        """What ``voided_XYZ`` is: ``voided`` with one value in most of the mask, or ``scan`` with its lesion."""
+        inside = self.voided_XYZ[self.mask_XYZ]
+        return "voided" if inside.size and np.mean(inside == np.median(inside)) > 0.5 else "scan"
 
-    @property
+    @cached_property
     def tissue_XYZ(self) -> np.ndarray:
-        """The brain: its mask in a whole head, otherwise what is not 0; bool."""
-        return self.voided_XYZ != 0 if self.brain_XYZ is None else self.brain_XYZ
+        """The brain: its mask in a whole head, otherwise what is not background; bool."""
+        return validation.tissue(self.voided_XYZ, self.brain_XYZ, self.mask_XYZ)
 
-    @property
+    @cached_property
     def white(self) -> float:
-        """The intensity displayed as white: near the maximum of the brain, which fat outshines in a whole head."""
-        reference_XYZ = self.voided_XYZ if self.truth_XYZ is None else self.truth_XYZ
-        return white(reference_XYZ[self.tissue_XYZ | self.mask_XYZ])
+        """Intensity displayed as white, near the brain's maximum; lesions, and fat in whole heads, can be brighter."""
+        if self.truth_XYZ is None:
+            return white(self.voided_XYZ[self.tissue_XYZ & ~self.mask_XYZ])
+        return white(self.truth_XYZ[self.tissue_XYZ | self.mask_XYZ])
 
     def plane(self, name: str, index: int | None = None) -> Plane:
         """Return a plane cropped to the brain, by default where the scored region is largest."""
@@ -228,6 +231,7 @@ def read_volumes(
         CaseError: when a file cannot be read or lies on another grid, or a needed truth is missing.
     """
     grid = nifti.read(case.image)
+    image_XYZ, brain_XYZ = volume.in_lps(grid), _brain(case.brain, grid) if case.brain else None
     truth, healthy = sibling_path(case, "t1n"), sibling_path(case, "mask-healthy")
     if truth_needed and not (truth and healthy):
         raise CaseError(f"{case.image.name}: not the challenge's naming\n  Let the name end in -t1n-voided.nii.gz.")
@@ -237,14 +241,14 @@ def read_volumes(
     std = report_path / files.sidecar_name(only, "std") if report_path and only else None
     volumes = CaseVolumes(
         case.id,
-        volume.in_lps(grid),
-        _lesion(case, grid),
+        image_XYZ,
+        _lesion(case, grid, image_XYZ, brain_XYZ),
         _read(truth, grid) if truth and known else None,
         _read(healthy, grid) > 0.5 if healthy and known else None,
         _read(std, grid) if std and std.exists() else None,
         facts,
         sides_XYZ=volume.sides_in_lps(grid),
-        brain_XYZ=_brain(case.brain, grid) if case.brain else None,
+        brain_XYZ=brain_XYZ,
     )
     if volumes.healthy_XYZ is not None and (over := np.count_nonzero(volumes.healthy_XYZ & ~volumes.mask_XYZ)):
         raise CaseError(f"{over:,} voxels of mask-healthy lie outside the mask and were not to be filled")
@@ -278,12 +282,16 @@ def _read(path: Path, grid: Nifti1Image) -> np.ndarray:
     return volume.in_lps(image)
 
 
-def _lesion(case: Case, grid: Nifti1Image) -> np.ndarray:
-    """Return the region that infer fills: the lesions of all masks of a case, bool."""
-    masks = {path.name: _read(path, grid) for path in (case.mask, *case.more_masks)}
-    if case.reading == UNAMBIGUOUS:
-        return np.logical_or.reduce([values_XYZ > 0.5 for values_XYZ in masks.values()])
-    return np.logical_or.reduce([lesion_of(values, case.reading, name=name)[0] for name, values in masks.items()])
+def _lesion(case: Case, grid: Nifti1Image, image_XYZ: np.ndarray, brain_XYZ: np.ndarray | None) -> np.ndarray:
+    """Return the region that infer fills: the lesions of all masks of a case, bool.
+
+    Without options, all values above 0.5 are lesion: what infer refuses as ambiguous is not filled either.
+    """
+    lesions = []
+    for path in (case.mask, *case.more_masks):
+        values_XYZ, plain = _read(path, grid), case.reading == UNAMBIGUOUS
+        lesions.append(values_XYZ > 0.5 if plain else lesion_of(values_XYZ, case.reading, name=path.name)[0])
+    return validation.joined(lesions, case.reading, image_XYZ, brain_XYZ)
 
 
 def _brain(path: Path, grid: Nifti1Image) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What every way to fill scans offers: the network (``Inpainter``), the baselines, yours."""
+"""The interface of everything that fills scans, and filling one scan in memory by it."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class Inpainting(NamedTuple):
     timings: dict[str, float]
 
 
-class InMemory:
-    """Fills one scan that is in memory, for every ``Filler``."""
+class InpaintMixin:
+    """Adds ``inpaint``, which fills one scan in memory, to a ``Filler``."""
 
     def inpaint(
         self: Filler, image: Any, mask: Any, *, brain: Any = None, reading: MaskReading = UNAMBIGUOUS, seed: int = 0

@@ -27,7 +27,7 @@ from brats_inpainting.diffusion.checkpoint import Weights
 from brats_inpainting.diffusion.convolution import MEMORY_FORMAT
 from brats_inpainting.diffusion.process import Network
 from brats_inpainting.errors import CaseError
-from brats_inpainting.filler import Filled, InMemory
+from brats_inpainting.filler import Filled, InpaintMixin
 from brats_inpainting.plan import Plan
 from brats_inpainting.progress import ProgressBar
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Inpainter(InMemory):
+class Inpainter(InpaintMixin):
     """A network, the way it is sampled, and the plan by which it works; ``plan`` changes when memory runs out."""
 
     weights: Weights = field(repr=False)

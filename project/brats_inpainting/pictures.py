@@ -75,8 +75,8 @@ class Row(NamedTuple):
     """A row of a mosaic.
 
     Attributes:
-        label: end of the titles.
-        plane: that is drawn.
+        label: text after the name of each view.
+        plane: the plane to draw.
         views: name → volume, X × Y × Z, LPS, same intensities.
         mask_XYZ: outlined in the first volume.
         white: intensity displayed as white.

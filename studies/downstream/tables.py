@@ -33,25 +33,15 @@ NAMES = {
 
 
 def summary(folder: Path) -> list[str]:
-    """Dice coefficients of Atropos in the mask, and displacement differences of SyN, in mm.
-
-    Fills that were measured on the first masks only come last, with 3D ``fast`` on the same masks.
-    """
+    """Dice coefficients of Atropos in the mask, and displacement differences of SyN, in mm."""
     segmented, registered = atropos(folder), syn(folder)
-    counts = {fill: len(rows.matching(registered, {"fill": fill})) for fill in SUMMARY}
-    partial = [fill for fill in SUMMARY if 0 < counts[fill] < counts[OURS]]
     lines = heading(["method", "white, Dice", "grey, Dice", *(f"{place}, mm" for place in PLACES), "masks"])
-    lines += [_summed(fill, segmented, registered) for fill in SUMMARY if counts[fill] and fill not in partial]
-    for fill in (*partial, OURS) if partial else ():
-        lines.append(_summed(fill, first(segmented), first(registered), suffix=", first masks"))
+    for fill in SUMMARY:
+        its, classes = (rows.matching(read, {"fill": fill}) for read in (registered, segmented))
+        cells = [tissue(classes, "white"), tissue(classes, "grey"), *(shown(its, f"{r}_mean") for r in REGIONS)]
+        masks = dict.fromkeys(str(len({row["case"] for row in found})) for found in (classes, its) if found)
+        lines.append(line(NAMES.get(fill, fill), [*cells, " / ".join(masks)]))
     return lines
-
-
-def _summed(fill: str, segmented: list[Row], registered: list[Row], *, suffix: str = "") -> str:
-    its, classes = (rows.matching(read, {"fill": fill}) for read in (registered, segmented))
-    cells = [tissue(classes, "white"), tissue(classes, "grey"), *(shown(its, f"{r}_mean") for r in REGIONS)]
-    counts = dict.fromkeys(str(len({row["case"] for row in found})) for found in (classes, its) if found)
-    return line(f"{NAMES.get(fill, fill)}{suffix}", [*cells, " / ".join(counts)])
 
 
 def readme(folder: Path) -> list[str]:
@@ -94,7 +84,7 @@ def tests(folder: Path) -> list[str]:
 
 def checks(folder: Path) -> list[str]:
     """Dice coefficients inside by another tool, and at 1 mm beside those of the same masks at 1.5 mm."""
-    hmrf = first(rows.read(folder / "segmentation.csv", {"tool": "HMRF"}))
+    hmrf = rows.read(folder / "segmentation.csv", {"tool": "HMRF"})
     fine = rows.read(folder / "finer_segmentation.csv", {"tool": "Atropos"})
     ours = {row["case"] for row in rows.matching(fine, {"fill": OURS})}
     lines = heading(
@@ -204,11 +194,6 @@ def atropos(folder: Path) -> list[Row]:
 def syn(folder: Path, name: str = "registration") -> list[Row]:
     """Return the rows of the deformable stage of registration."""
     return rows.read(folder / f"{name}.csv", {"stage": "SyN"})
-
-
-def first(read: Sequence[Row]) -> list[Row]:
-    """Return the rows of the first mask of every subject."""
-    return [row for row in read if row["case"].endswith("-000")]
 
 
 def common(read: Sequence[Row], fill: str, other: str) -> tuple[list[Row], list[Row]]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from brats_inpainting.data import validation, volume
 from brats_inpainting.data.lesion import MaskReading
 from brats_inpainting.data.nifti import LPS
+from brats_inpainting.errors import CaseError
 
 from ..conftest import RandomOutput, ball, inpainter, lesion
 from .test_volume import ORIENTATIONS, affine_of
@@ -187,6 +188,9 @@ def test_an_inverted_mask_of_tissue_leaves_the_air():
         reading = MaskReading(invert=True)
         loaded = validation.examine("x", scan, mask, names=("image", "mask"), brain=brain, reading=reading)
         assert (loaded.mask_XYZ == lesion(shape)).all()
+    voided = nib.Nifti1Image(np.where(lesion(shape), 0, stripped).astype(np.float32), LPS)
+    with pytest.raises(CaseError, match="where mask is 0, the scan is background: --invert-mask leaves nothing"):
+        validation.examine("x", voided, mask, names=("image", "mask"), reading=reading)
 
 
 def test_a_noisy_head_with_a_border_of_zeros_is_recognized():

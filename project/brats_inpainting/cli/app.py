@@ -41,7 +41,7 @@ log = logging.getLogger("brats_inpainting")
 out = Console(highlight=False, soft_wrap=True, markup=False)
 wide = Console(highlight=False, markup=False, width=250)  # for tables: files get whole lines
 
-GROUPS = {  # of options in the help of the commands that fill
+GROUPS = {  # of options in the help of infer and baseline
     "Masks": ("label", "threshold", "invert_mask", "brain_mask", "dilate"),
     "Network and sampling": (
         *("weights", "additional_files_path", "parameters_file", "preset", "sampler", "steps", "samples", "noise"),
@@ -53,7 +53,7 @@ GROUPS = {  # of options in the help of the commands that fill
 VERBOSITY = ("-v", "--verbose", "-q", "--quiet")
 
 
-class Command(TyperCommand):
+class GroupedCommand(TyperCommand):
     """A command whose help lists its options by ``GROUPS``."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from brats_inpainting.cli import masks, reports
 from brats_inpainting.cli.app import (
-    Command,
+    GroupedCommand,
     NoImages,
     OutputPath,
     PrecisionName,
@@ -40,17 +40,15 @@ Image = Annotated[Path | None, option("image", "A single T1 scan, instead of --d
 Mask = Annotated[Path | None, option("mask", "Mask for --image.")]
 Participants = Annotated[
     list[str] | None,
-    option(
-        "participant-label", "Fill only this participant of a BIDS dataset; repeat, or use commas.", metavar="<label>"
-    ),
+    option("participant-label", "Only this participant of a BIDS dataset; repeat, or use commas.", metavar="<label>"),
 ]
-Resume = Annotated[bool, option("resume", "Keep finished outputs, make the others; overrides --overwrite.")]
+Resume = Annotated[bool, option("resume", "Keep finished outputs, compute the missing ones; overrides --overwrite.")]
 NoResample = Annotated[bool, option("no-resample", "Do not bring scans of other voxel sizes to 1 mm.")]
 Overwrite = Annotated[bool, option("overwrite", "Replace existing outputs.", envvar="BRATS_INPAINTING_OVERWRITE")]
 INSTALLED = [name for name, package in BASELINES.items() if package is None or offers(package)]
 
 
-@app.command(cls=Command)
+@app.command(cls=GroupedCommand)
 def infer(
     data_path: Annotated[Path | None, folder("data-path", CASES, "--input-dir")] = None,
     output_path: Annotated[
@@ -69,16 +67,19 @@ def infer(
     additional_files_path: Annotated[
         Path | None, folder("additional-files-path", "Folder with an optional weights file, as mounted by MedPerf.")
     ] = None,
-    parameters_file: Annotated[Path | None, option("parameters-file", "YAML: our names or guided-diffusion's.")] = None,
+    parameters_file: Annotated[
+        Path | None, option("parameters-file", "YAML file of settings, in this project's or guided-diffusion's names.")
+    ] = None,
     preset: Annotated[str | None, option("preset", f"{', '.join(PRESETS)}. Default: {DEFAULT_PRESET}.")] = None,
     sampler: Annotated[str | None, option("sampler", "Replaces the preset's sampler.", **choice(SAMPLERS))] = None,
     steps: Annotated[int | None, option("steps", "Sampler steps; replaces the preset's.", min=1)] = None,
     samples: Annotated[
-        int | None, option("samples", "Average K samples; --report-path receives their standard deviation.", min=1)
+        int | None,
+        option("samples", "Average this many samples; --report-path receives their standard deviation.", min=1),
     ] = None,
     noise: Annotated[str | None, option("noise", "Correlation of the noise along z.", **choice(NOISE_MODES))] = None,
     order: Annotated[
-        str | None, option("order", "Order of slices, for weights that see the previous one.", **choice(ORDERS))
+        str | None, option("order", "Order of slices, for weights conditioned on the previous slice.", **choice(ORDERS))
     ] = None,
     smoothing: Annotated[
         str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; one value, or one per axis: 0,0,1.075.")
@@ -108,7 +109,7 @@ def infer(
         ),
     ] = None,
 ) -> None:
-    """Fill the masked region of every case."""
+    """Fill the lesion in one scan, a folder of cases or a BIDS dataset."""
     if not any((data_path, output_path, image, mask, output)) and (
         folders := os.environ.get("BRATS_INPAINTING_FOLDERS")
     ):
@@ -180,7 +181,7 @@ def _log_settings(inpainter: Inpainter, preset: str, options: Options) -> None:
     log.debug("%s", used)
 
 
-@app.command(cls=Command)
+@app.command(cls=GroupedCommand)
 def baseline(
     method: Annotated[str, option("method", "Method.", **choice(BASELINES, INSTALLED))],
     data_path: Annotated[Path, folder("data-path", CASES)],
@@ -210,7 +211,7 @@ def baseline(
     finish(record.failed)
 
 
-@app.command(cls=Command)
+@app.command()
 def check(
     data_path: Annotated[Path | None, folder("data-path", CASES)] = None,
     participant_label: Participants = None,
@@ -241,12 +242,12 @@ def check(
         else:
             warned += bool(scan.loaded.warnings)
             out.print(f"{'!' if scan.loaded.warnings else '✓'} {scan.id}: {int(scan.fill_XYZ.sum()):,} voxels to fill")
-    but = f", {warned} of them with warnings" if warned else ""
-    out.print(f"{len(found) - len(failed)} of {len(found)} cases can be filled{but}")
+    warnings = f", {warned} of them with warnings" if warned else ""
+    out.print(f"{len(found) - len(failed)} of {len(found)} cases can be filled{warnings}")
     finish(failed)
 
 
-@app.command(cls=Command)
+@app.command()
 def example(
     output_path: OutputPath,
     seed: Annotated[int, option("seed", "Random seed of the masks.", min=0)] = 0,

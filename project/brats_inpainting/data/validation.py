@@ -146,18 +146,12 @@ class _Known:
     brain_XYZ: np.ndarray | None
     voxel_ml: float
 
-    def tissue(self, mask_XYZ: np.ndarray) -> np.ndarray:
-        """Return the brain mask, or what differs from the background, which is found outside a mask."""
-        if self.brain_XYZ is not None:
-            return self.brain_XYZ
-        return Background.of(self.image_XYZ, mask_XYZ).foreground(self.image_XYZ)
-
     def replaced(self, mask_XYZ: np.ndarray) -> float:
         """Return the share of the brain that a mask replaces; voxels of the mask count as brain.
 
         Of a whole head without a brain mask, the brain is an average one.
         """
-        all_ml = float((mask_XYZ | self.tissue(mask_XYZ)).sum()) * self.voxel_ml
+        all_ml = float((mask_XYZ | tissue(self.image_XYZ, self.brain_XYZ, mask_XYZ)).sum()) * self.voxel_ml
         brain_ml = all_ml if all_ml <= MAX_BRAIN_ML else AVERAGE_BRAIN_ML
         return min(1.0, float(mask_XYZ.sum()) * self.voxel_ml / max(brain_ml, self.voxel_ml))
 
@@ -181,9 +175,7 @@ def _lesion(
             warnings.append(warning)
     if problems or not share:
         return np.zeros(0, bool), []
-    mask_XYZ = reduce(np.logical_or, lesions)  # keeps the order of axes in memory
-    if reading.invert and np.mean([face.mean() for face in faces(mask_XYZ)]) > MOSTLY:
-        mask_XYZ &= known.tissue(np.zeros_like(mask_XYZ))  # the inverse of a mask of tissue alone has all the air
+    mask_XYZ = joined(lesions, reading, known.image_XYZ, known.brain_XYZ)
     try:
         warnings.append(_extent(mask_XYZ, known, reading, " and ".join(masks)))
     except CaseError as error:
@@ -191,12 +183,32 @@ def _lesion(
     return mask_XYZ, [warning for warning in warnings if warning]
 
 
+def joined(
+    lesions: Sequence[np.ndarray], reading: MaskReading, image_XYZ: np.ndarray, brain_XYZ: np.ndarray | None
+) -> np.ndarray:
+    """Join the lesions of all masks of a scan, bool; the inverse of a mask of tissue alone loses its air."""
+    mask_XYZ: np.ndarray = reduce(np.logical_or, lesions)  # keeps the order of axes in memory
+    if reading.invert and np.mean([face.mean() for face in faces(mask_XYZ)]) > MOSTLY:
+        return mask_XYZ & tissue(image_XYZ, brain_XYZ, np.zeros_like(mask_XYZ))
+    return mask_XYZ
+
+
+def tissue(image_XYZ: np.ndarray, brain_XYZ: np.ndarray | None, mask_XYZ: np.ndarray) -> np.ndarray:
+    """Return the brain mask, or what differs from the background, which is found outside the lesion mask; bool."""
+    return Background.of(image_XYZ, mask_XYZ).foreground(image_XYZ) if brain_XYZ is None else brain_XYZ
+
+
 def _extent(mask_XYZ: np.ndarray, known: _Known, reading: MaskReading, name: str) -> str:
     """Return a warning if the mask is empty or large.
 
     Raises:
-        CaseError: it is too large.
+        CaseError: it is too large, or its inverse has the air only.
     """
+    if not mask_XYZ.any() and reading.invert:  # the inverse was not empty with the air
+        raise CaseError(
+            f"where {name} is 0, the scan is background: --invert-mask leaves nothing to fill\n"
+            "  Give a mask of the lesion, or the scan with its lesion."
+        )
     if not mask_XYZ.any():
         return "the mask is empty: the output is the input"
     left = known.image_XYZ[~mask_XYZ]
@@ -264,7 +276,7 @@ def _place_warnings(image: Nifti1Image, tissue_XYZ: np.ndarray, mask_XYZ: np.nda
     in_plane = tuple(axis for axis in range(3) if axis != axial)
     buried = np.count_nonzero(mask_XYZ.any(in_plane) & ~tissue_XYZ.any(in_plane))
     if buried:
-        yield f"the mask leaves no brain in {buried} of its axial slices: slice-wise weights fill these without context"
+        yield f"the mask leaves no brain in {buried} of its axial slices: 2D weights fill these without context"
 
 
 def _numbers(values: np.ndarray) -> str:

@@ -1,8 +1,7 @@
 """Triton kernels for an NVIDIA GPU: group normalisation with SiLU, and sums of features, in channels-last layout.
 
 PyTorch's group normalisation has no channels-last kernel: it copies features to another layout and back. These
-kernels read features of any precision twice and write them once; statistics and gradients' sums are float32 (float64
-for float64 features).
+kernels read features of any precision twice and write them once; sums are float32, of float64 features float64.
 
 Shapes: N windows, P positions, C channels, G groups of K channels, B blocks of ``ROWS`` positions.
 """
