@@ -323,6 +323,14 @@ def test_a_slice_that_is_masked_completely_gets_the_mean():
         assert (method(scan) == 0.5).all()
 
 
+def test_a_baseline_fills_arrays_in_memory():
+    scan_XYZ, mask_XYZ = brain((40, 40, 12)), lesion((40, 40, 12))
+    filled_XYZ = baselines.Baseline(baselines.mean).inpaint(np.where(mask_XYZ, 0, scan_XYZ), mask_XYZ).image
+    np.testing.assert_array_equal(filled_XYZ[~mask_XYZ], scan_XYZ[~mask_XYZ])
+    tissue = scan_XYZ[(scan_XYZ > 0) & ~mask_XYZ]
+    np.testing.assert_allclose(filled_XYZ[mask_XYZ], tissue.mean(), rtol=0.02)  # the highest voxels are clipped
+
+
 def test_a_baseline_does_not_overwrite_unasked(complete):
     with pytest.raises(ConfigError, match="--overwrite"):
         by_baseline("mean", complete, output="good")

@@ -70,7 +70,7 @@ def read(path: Path) -> Nifti1Image:
         CaseError: the file is missing, damaged, or not a numeric volume.
     """
     try:
-        source = Source(path)
+        source = Source(path)  # not Nifti1Image.from_bytes, which would hold the whole file
         with muted():  # nibabel warns of harmless oddities in headers
             header = _header(source)
             affine = header.get_best_affine().astype(np.float64)
