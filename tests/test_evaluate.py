@@ -12,7 +12,7 @@ from scipy import stats
 
 from brats_inpainting import baselines, evaluate, metrics, tables
 from brats_inpainting.data import cases, validation, volume
-from brats_inpainting.errors import ConfigError
+from brats_inpainting.errors import CaseError, ConfigError
 from brats_inpainting.evaluate import ScoreRow
 from brats_inpainting.fill import fill_folder
 from brats_inpainting.layouts import CaseFolder
@@ -329,6 +329,25 @@ def test_a_baseline_fills_arrays_in_memory():
     np.testing.assert_array_equal(filled_XYZ[~mask_XYZ], scan_XYZ[~mask_XYZ])
     tissue = scan_XYZ[(scan_XYZ > 0) & ~mask_XYZ]
     np.testing.assert_allclose(filled_XYZ[mask_XYZ], tissue.mean(), rtol=0.02)  # the highest voxels are clipped
+
+
+def raising(_scan):
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (raising, "raising failed: ZeroDivisionError"),
+        (lambda _scan: None, r"<lambda> returned object, \(\)\n  Return numbers in \[0, 1\], of the shape \("),
+        (lambda scan: scan.image_SHW[:-1], "<lambda> returned float32"),
+        (lambda scan: np.where(scan.mask_SHW, np.nan, scan.image_SHW), "without NaN"),
+    ],
+)
+def test_a_method_that_fails_fails_its_case_alone(method, told):
+    filler = baselines.Baseline(method)
+    with pytest.raises(CaseError, match=told):
+        filler.inpaint(brain((40, 40, 12)), lesion((40, 40, 12)))
 
 
 def test_a_baseline_does_not_overwrite_unasked(complete):

@@ -168,3 +168,11 @@ def test_what_changes_last_bits_is_a_warning_when_a_run_is_resumed(name, tmp_pat
     run_of(tmp_path, inpainter())
     run_of(tmp_path, with_plan(inpainter(), **{name: 7}), existing="resume")
     assert f"made with another {name}: last bits may differ" in caplog.text
+
+
+def test_limits_larger_than_a_head_are_alike(tmp_path, caplog):
+    write_case(tmp_path / "data", "a")
+    run_of(tmp_path, with_plan(inpainter(), most_voxels=16_000_000))
+    for most in (18_000_000, None):
+        run_of(tmp_path, with_plan(inpainter(), most_voxels=most), existing="resume")
+    assert "last bits" not in caplog.text

@@ -132,10 +132,7 @@ FILLED = {
     "mask-over-a-slice": (mask((brain(SHAPE) > 0) & SLAB), "the mask leaves no brain in 1 of its axial slices"),
     "head": (both(500.0 * ball(SHAPE, (0.5, 0.5, 0.5), 0.49), lesion(SHAPE), np.diag([10, 10, 10, 1])), "skull"),
     "trailing-axis": (image(np.where(lesion(SHAPE), 0, brain(SHAPE))[..., None]), "trailing axis of length one"),
-    "voxels-of-another-size": (
-        both(brain(SHAPE), lesion(SHAPE), np.diag([1, 1.06, 1, 1])),
-        "voxels of 1 × 1.06 × 1 mm are resampled",
-    ),
+    "voxels-of-another-size": (both(brain(SHAPE), lesion(SHAPE), np.diag([1, 1.06, 1, 1])), ""),
     "cropped": (image(ball(SHAPE, (0.15, 0.5, 0.5), 0.3) * brain(SHAPE).max()), "the brain is cropped"),
     "no-background": (image(np.random.default_rng(0).uniform(300, 1000, SHAPE)), "no background around"),
     "not-voided": (image(brain(SHAPE)), None),

@@ -13,6 +13,7 @@ from brats_inpainting.config import BASELINES
 from brats_inpainting.data import windows
 from brats_inpainting.data.volume import Scan
 from brats_inpainting.data.windows import Stack
+from brats_inpainting.errors import CaseError, InpaintingError
 from brats_inpainting.filler import Filled, InpaintMixin
 from brats_inpainting.progress import ProgressBar
 
@@ -125,5 +126,21 @@ class Baseline(InpaintMixin):
             yield Stack(scan, (), samples=1)
 
     def finish(self, stack: Stack) -> Filled:
-        """Fill a scan."""
-        return Filled(stack.scan, stack.scan.inside(self.method(stack.scan)))
+        """Fill a scan.
+
+        Raises:
+            CaseError: the method failed, or its result is not a filled frame.
+        """
+        scan = stack.scan
+        try:
+            filled_SHW = np.asarray(self.method(scan))
+        except InpaintingError:
+            raise
+        except Exception as error:
+            raise CaseError(f"{scan.id}: {self.method.__name__} failed: {error!r}") from error
+        if filled_SHW.shape != scan.image_SHW.shape or not np.isfinite(filled_SHW).all():
+            raise CaseError(
+                f"{scan.id}: {self.method.__name__} returned {filled_SHW.dtype}, {filled_SHW.shape}\n"
+                f"  Return numbers in [0, 1], of the shape {scan.image_SHW.shape}, without NaN."
+            )
+        return Filled(scan, scan.inside(filled_SHW))

@@ -25,6 +25,7 @@ ADDED = {  # settings that older records lack, with the values that they meant
     "diffusion": {"context": "none", "consistency": False},
 }
 LAST_BITS = ("device", "batch_size", "most_voxels", "threads")  # facts that change no more than these
+HEAD = 240**3  # voxels of 1 mm: no box is larger, so larger limits, which vary with the free memory, are alike
 
 
 @dataclass
@@ -109,10 +110,16 @@ class Record:
                 f"{path}: the outputs there were made with another {' and '.join(differing)}\n"
                 "  Repeat those settings, or use --overwrite, or choose another output folder."
             )
-        if differing := [name for name in LAST_BITS if name in stored and stored[name] != self.facts.get(name)]:
+        before, now = ({n: _limited(n, facts.get(n)) for n in LAST_BITS} for facts in (stored, self.facts))
+        if differing := [name for name in LAST_BITS if name in stored and before[name] != now[name]]:
             log.warning("the files there were made with another %s: last bits may differ", " and ".join(differing))
         self.cases = stored["cases"]
         return {target for target, case in existing.items() if case.id in self.cases}
+
+
+def _limited(name: str, value: Any) -> Any:
+    """Return a fact; of the largest box, no more than a head."""
+    return min(value or HEAD, HEAD) if name == "most_voxels" else value
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -87,6 +87,11 @@ class Section:
     viewer: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What infer warned of."""
+        return list(self.facts.get("warnings", ()))
+
 
 class Report:
     """An HTML report: call ``add`` for each case, then ``write``."""
@@ -137,7 +142,8 @@ class Report:
         template = Environment(loader=PackageLoader("brats_inpainting"), autoescape=True).get_template(PAGE)
         text = template.render(
             sections=sorted(self.sections.values(), key=_worst_first),
-            order="lowest SSIM" if "ssim" in shown else "strongest stripes",
+            order="lowest SSIM first" if "ssim" in shown else "most warnings first",
+            warned=any(section.warnings for section in self.sections.values()),
             metrics=shown,
             several=len({row.model for row in rows}) > 1,
             grids=[grid for grid in grids if grid.title != "Cases"],
@@ -153,10 +159,10 @@ class Report:
         return self.folder / PAGE
 
 
-def _worst_first(section: Section) -> tuple[float, float, str]:
-    """Sort key: the first model's SSIM, ascending; without ground truth, its stripe index, descending."""
-    row = section.rows[0]
-    return (row.ssim, 0.0, section.id) if np.isfinite(row.ssim) else (1.0, -row.stripe_index, section.id)
+def _worst_first(section: Section) -> tuple[float, int, str]:
+    """Sort key: the first model's SSIM, ascending; without ground truth, the number of warnings, descending."""
+    ssim = section.rows[0].ssim
+    return (ssim, 0, section.id) if np.isfinite(ssim) else (1.0, -len(section.warnings), section.id)
 
 
 def _plane(volumes: CaseVolumes, name: str) -> PlaneView:
@@ -173,7 +179,8 @@ def _plane(volumes: CaseVolumes, name: str) -> PlaneView:
     if volumes.std_XYZ is not None:
         std_RC = np.clip(plane.cut(volumes.std_XYZ) / level / 0.1, 0, 1)
         images["uncertainty"] = np.where(mask_RC[..., None], _coloured(std_RC, UNCERTAINTY), images[given] * 0.5)
-    where = f"{name}, slice {plane.index}"
+    slices = np.flatnonzero(volumes.scored_XYZ.any(axis=tuple({0, 1, 2} - {PLANES[name]})))
+    where = f"{name}, slice {plane.index}" + (f" (mask: {slices[0]} to {slices[-1]})" if slices.size else "")
     pictures = [Picture(view, _data(image), f"{volumes.id}: {view}, {where}") for view, image in images.items()]
     edge_RC = mask_RC & ~ndimage.binary_erosion(mask_RC)
     outline = np.dstack([np.broadcast_to(np.array([1.0, 0.69, 0.0]), (*edge_RC.shape, 3)), edge_RC])

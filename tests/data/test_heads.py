@@ -200,3 +200,10 @@ def test_a_noisy_head_with_a_border_of_zeros_is_recognized():
     bordered_XYZ = np.pad(image_XYZ[1:-1, 1:-1, 1:-1], 1)
     loaded = examined(bordered_XYZ, lesion(shape), affine=np.diag([-3.0, -3, 3, 1]))
     assert "not skull-stripped" in " ".join(loaded.warnings)
+
+
+def test_a_scan_and_a_mask_that_are_interchanged_are_told():
+    arrays = head((24, 24, 16))[0], lesion((24, 24, 16))
+    scan, mask = (nib.Nifti1Image(array.astype(np.float32), LPS) for array in arrays)
+    with pytest.raises(CaseError, match="image has two values, as a mask has, and mask has more"):
+        validation.examine("x", mask, scan, names=("image", "mask"))

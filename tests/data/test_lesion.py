@@ -59,6 +59,12 @@ def test_several_labels_are_refused_with_their_voxels():
     assert "6 (1 voxels), …" in refused(np.arange(MASK.size))
 
 
+def test_for_a_scan_no_label_is_proposed():
+    told = refused(10 * np.arange(MASK.size))
+    assert f"has {MASK.size - 1} different values" in told
+    assert "A scan? Give its lesion mask" in told
+
+
 @pytest.mark.parametrize("slope", [1, 1.00001])
 def test_labels_choose_the_lesion_and_any_other_value_is_not(slope):
     values = slope * (1 * MASK + 4 * OTHER)

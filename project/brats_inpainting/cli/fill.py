@@ -42,6 +42,7 @@ Participants = Annotated[
     list[str] | None,
     option("participant-label", "Only this participant of a BIDS dataset; repeat, or use commas.", metavar="<label>"),
 ]
+Dilate = Annotated[float | None, option("dilate", "Dilate the mask by this distance in mm.", min=0)]
 Resume = Annotated[bool, option("resume", "Keep finished outputs, compute the missing ones; overrides --overwrite.")]
 NoResample = Annotated[bool, option("no-resample", "Do not bring scans of other voxel sizes to 1 mm.")]
 Overwrite = Annotated[bool, option("overwrite", "Replace existing outputs.", envvar="BRATS_INPAINTING_OVERWRITE")]
@@ -84,7 +85,7 @@ def infer(
     smoothing: Annotated[
         str | None, option("smoothing", "Gaussian sigma in voxels, 0 = off; one value, or one per axis: 0,0,1.075.")
     ] = None,
-    dilate: Annotated[float | None, option("dilate", "Dilate the mask by this distance in mm.", min=0)] = None,
+    dilate: Dilate = None,
     no_resample: NoResample = False,
     seed: Annotated[int | None, option("seed", "Same seed, same result. Default: 0.", min=0)] = None,
     device: Annotated[str | None, option("device", "auto, cpu, cuda, cuda:1, mps. Default: auto.")] = None,
@@ -109,7 +110,7 @@ def infer(
         ),
     ] = None,
 ) -> None:
-    """Fill the lesion in one scan, a folder of cases or a BIDS dataset."""
+    """Fill the lesions of one scan or of many."""
     if not any((data_path, output_path, image, mask, output)) and (
         folders := os.environ.get("BRATS_INPAINTING_FOLDERS")
     ):
@@ -221,6 +222,7 @@ def check(
     threshold: Threshold = None,
     invert_mask: InvertMask = False,
     brain_mask: BrainMask = None,
+    dilate: Dilate = None,
     no_resample: NoResample = False,
 ) -> None:
     """Report all problems of all cases, without loading the network."""
@@ -236,7 +238,7 @@ def check(
     warned, found = 0, layout.cases
     for case in found:
         try:
-            scan = volume.prepare(cases.load(case), resample=not no_resample)
+            scan = volume.prepare(cases.load(case), dilate=dilate or 0.0, resample=not no_resample)
         except CaseError as error:
             failed[case.id] = str(error)
         else:

@@ -14,6 +14,7 @@ from brats_inpainting.errors import CaseError
 WHOLE = 1e-3  # values this close to an integer count as that integer: slopes of headers are float32
 LOWEST, HIGHEST = -0.5, 1.5  # range of binary masks and shares, with the overshoot of resampling by splines
 LISTED = 6  # labels that a message lists
+MOST_LABELS = 50  # of a segmentation with lesions; an atlas or a scan has more
 PERCENT = (50, 130)  # range of the largest value of a probability in percent
 TOO_MUCH = 0.6  # share of the brain; a larger mask probably marks healthy tissue
 
@@ -153,6 +154,11 @@ def _labels(values_XYZ: np.ndarray, found: np.ndarray, name: str, share: Share |
     listed = ",".join(f"{value:g}" for value in found)
     together = f"; all of them: --label {listed}" if part <= TOO_MUCH and found.size <= LISTED else ""
     percent = f"; a probability in percent: --threshold {PERCENT[0]}" if PERCENT[0] < found[-1] <= PERCENT[1] else ""
+    if found.size > MOST_LABELS and found[-1] > PERCENT[1]:
+        return CaseError(
+            f"{name} has {found.size:,} different values{much}\n"
+            "  A scan? Give its lesion mask; of a segmentation, choose the lesion's labels with --label."
+        )
     return CaseError(
         f"{name} has labels {_values(values_XYZ)}{much}\n"
         f"  Choose the lesion's with --label {found[-1]:g} (repeat, or use commas){together}{percent}."

@@ -82,6 +82,11 @@ def examine(
     image_XYZ = nifti.values(image)
     problems = [line for name, each in masks.items() for line in _grid_problems((names[0], name), image, each)]
     problems += _image_problems(names[0], image_XYZ)
+    if not problems and _has_two_values(image_XYZ) and not _has_two_values(nifti.values(mask)):
+        raise CaseError(
+            f"{case_id}: {names[0]} has two values, as a mask has, and {names[1]} has more\n"
+            "  Give the scan as the image, and the mask as the mask."
+        )
     brain_XYZ = None if brain is None else brain_on_grid(brain, image)
     if brain_XYZ is not None and not brain_XYZ.any():
         problems.append("the brain mask is empty, or elsewhere than the scan\n  Give a mask of this scan.")
@@ -136,6 +141,10 @@ def _image_problems(name: str, image_XYZ: np.ndarray) -> Iterator[str]:
         yield f"{bad:,} NaN or infinite voxels in {name}\n  Repair the scan (0 is background)."
     elif image_XYZ.min() == image_XYZ.max():
         yield f"{name} is {image_XYZ.flat[0]:g} everywhere\n  Export the scan again: it is empty."
+
+
+def _has_two_values(values_XYZ: np.ndarray) -> bool:
+    return bool(((values_XYZ == values_XYZ.min()) | (values_XYZ == values_XYZ.max())).all())
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,10 @@ def _intensity(seen_XYZ: np.ndarray, case_id: str) -> Intensity:
     if not intensity.high > intensity.low:
         intensity = Intensity(float(seen_XYZ.min()), float(seen_XYZ.max()))
     if not intensity.high > intensity.low:
-        raise CaseError(f"{case_id}: nothing but background is left outside the mask\n  Give a smaller mask.")
+        raise CaseError(
+            f"{case_id}: nothing but background is left outside the mask\n"
+            "  Give a smaller mask, or the brain mask of this scan."
+        )
     return intensity
 
 
@@ -203,11 +206,11 @@ def _grid(loaded: LoadedCase, orientation: Orientation, shape_LPS: tuple[int, ..
 
 
 def _warn(loaded: LoadedCase, grid: Grid, strays: int) -> None:
-    """Note and log what a user should know about the preparation."""
+    """Note and log what a user should be warned of in the preparation, and log whether voxels are resampled."""
     found = []
     voxel = " × ".join(f"{side:.3g}" for side in loaded.spacing)
     if grid.resamples:
-        found.append(f"voxels of {voxel} mm are resampled to 1 mm for the network; the result has the scan's own")
+        log.info("%s: voxels of %s mm are filled at 1 mm; the result has the scan's own", loaded.id, voxel)
     elif not grid.is_near_1_mm:
         found.append(f"voxels of {voxel} mm are not resampled; the network was trained at 1 mm, so expect a worse fill")
     if strays:
