@@ -51,7 +51,7 @@ test-container: export WHEELS := http://user:password-$(shell echo $$RANDOM$$RAN
 test-container: $(READY) $(CLIENTS)  ## test the image with every client; starts a Docker engine if none is running
 	$(MAKE) wheelhouse TORCH=cpu
 	tests/container/with_engine bash -ec '$(MAKE) image TORCH=cpu; \
-		$(BIN)/python -m pytest -n 2 --dist loadgroup -m container --durations 15 tests/container'
+		$(BIN)/python -m pytest -n 2 --dist loadfile -m container --durations 15 tests/container'
 
 lint: $(READY)  ## check format, lint and types
 	$(BIN)/ruff format --check .

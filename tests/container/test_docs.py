@@ -24,7 +24,6 @@ from .conftest import (
     run,
 )
 
-pytestmark = pytest.mark.xdist_group("brats")  # one after another; the package's folder is shared
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / "containers.md").read_text(), re.M | re.S)
 
 

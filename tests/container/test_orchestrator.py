@@ -26,7 +26,7 @@ from .conftest import (
 ORCHESTRATE = (CLIENTS / "python", ROOT / "tests/container/orchestrate.py")
 
 
-pytestmark = [pytest.mark.usefixtures("downloads"), pytest.mark.xdist_group("brats")]  # the package's folder is shared
+pytestmark = pytest.mark.usefixtures("downloads")
 
 
 @pytest.mark.parametrize(("year", "cases"), [(2023, IDS[:1]), (2025, IDS)])
