@@ -287,10 +287,11 @@ def _lesion(case: Case, grid: Nifti1Image, image_XYZ: np.ndarray, brain_XYZ: np.
 
     Without options, all values above 0.5 are lesion: what infer refuses as ambiguous is not filled either.
     """
-    lesions = []
-    for path in (case.mask, *case.more_masks):
-        values_XYZ, plain = _read(path, grid), case.reading == UNAMBIGUOUS
-        lesions.append(values_XYZ > 0.5 if plain else lesion_of(values_XYZ, case.reading, name=path.name)[0])
+    read = {path.name: _read(path, grid) for path in (case.mask, *case.more_masks)}
+    if case.reading == UNAMBIGUOUS:
+        lesions = [values_XYZ > 0.5 for values_XYZ in read.values()]
+    else:
+        lesions = [lesion_of(values_XYZ, case.reading, name=name)[0] for name, values_XYZ in read.items()]
     return validation.joined(lesions, case.reading, image_XYZ, brain_XYZ)
 
 

@@ -25,7 +25,7 @@ ADDED = {  # settings that older records lack, with the values that they meant
     "diffusion": {"context": "none", "consistency": False},
 }
 LAST_BITS = ("device", "batch_size", "most_voxels", "threads")  # facts that change no more than these
-HEAD = 240**3  # voxels of 1 mm: no box is larger, so larger limits, which vary with the free memory, are alike
+HEAD = 240**3  # voxels; no box of 1 mm is larger, so larger limits, which vary with the free memory, are alike
 
 
 @dataclass
